@@ -1,0 +1,1 @@
+//! Converges what is wanted with what is there.

@@ -1,0 +1,1 @@
+//! Where the API server's objects are kept.
