@@ -1,1 +1,7 @@
-//! placeholder
+//! The CRI server: RuntimeService, ImageService, streaming, images, CNI chains, and the keeper that holds the
+//! containers.
+
+pub mod cni;
+pub mod keeper;
+pub mod scribe;
+pub mod streaming;
