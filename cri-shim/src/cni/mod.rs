@@ -62,9 +62,22 @@ impl Network {
     /// the plugins of `builtin` and those found in `bin_dirs` (usually `/opt/cni/bin`), ours first.
     ///
     /// Nothing is read yet: a folder without a configuration shows in [`Network::status`].
-    pub fn load(conf_dir: impl Into<PathBuf>, bin_dirs: Vec<PathBuf>, builtin: BuiltinPlugins) -> Self {
-        let plugins = plugin::Plugins { bin_dirs, builtin, timeout: PLUGIN_TIMEOUT };
-        Self { inner: Arc::new(Inner { conf_dir: conf_dir.into(), plugins }) }
+    pub fn load(
+        conf_dir: impl Into<PathBuf>,
+        bin_dirs: Vec<PathBuf>,
+        builtin: BuiltinPlugins,
+    ) -> Self {
+        let plugins = plugin::Plugins {
+            bin_dirs,
+            builtin,
+            timeout: PLUGIN_TIMEOUT,
+        };
+        Self {
+            inner: Arc::new(Inner {
+                conf_dir: conf_dir.into(),
+                plugins,
+            }),
+        }
     }
 
     /// The configuration folder.
@@ -90,7 +103,7 @@ impl Network {
         self.blocking(move |inner| {
             let list = conflist::load_first(&inner.conf_dir)?;
             chain::add_loopback(&inner.plugins, &attachment)?;
-            chain::add(&inner.plugins, list, &attachment)
+            chain::add(&inner.plugins, &list, &attachment)
         })
         .await
     }
@@ -101,7 +114,11 @@ impl Network {
     ///
     /// # Errors
     /// [`Error::Teardown`] with all failures. The caller tries again later.
-    pub async fn del(&self, attachment: &Attachment, recorded: Option<&CniResult>) -> Result<(), Error> {
+    pub async fn del(
+        &self,
+        attachment: &Attachment,
+        recorded: Option<&CniResult>,
+    ) -> Result<(), Error> {
         let (attachment, recorded) = (attachment.clone(), recorded.cloned());
         self.blocking(move |inner| {
             let list = match &recorded {
@@ -161,7 +178,9 @@ impl Network {
         let inner = self.inner.clone();
         match tokio::task::spawn_blocking(move || work(&inner)).await {
             Ok(done) => done,
-            Err(cause) => Err(Error::Interrupted { cause: cause.to_string() }),
+            Err(cause) => Err(Error::Interrupted {
+                cause: cause.to_string(),
+            }),
         }
     }
 }
