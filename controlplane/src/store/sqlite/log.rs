@@ -1,0 +1,248 @@
+//! The tables: one row for each write, kept until it is compacted.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use bytes::Bytes;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
+
+use super::{Expects, OpenError, Write};
+use crate::store::{Error, Event, ListOptions, Listing, Record, Result, Revision, keys_under};
+
+const SCHEMA: i64 = 1;
+
+const CREATE_TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS log (
+        revision INTEGER PRIMARY KEY,
+        key      TEXT NOT NULL,
+        created  INTEGER NOT NULL,
+        deleted  INTEGER NOT NULL,
+        value    BLOB NOT NULL
+    );
+    CREATE UNIQUE INDEX IF NOT EXISTS log_key ON log (key, revision);
+    CREATE TABLE IF NOT EXISTS compacted (revision INTEGER NOT NULL);
+    INSERT INTO compacted SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM compacted);
+";
+
+// With MAX, SQLite takes the other columns from the row that has the maximum; HAVING then sees that row too.
+const LIST: &str = "SELECT key, value, created, MAX(revision), deleted FROM log
+    WHERE key >= ?1 AND key < ?2 AND key > ?3 AND revision <= ?4
+    GROUP BY key HAVING deleted = 0 ORDER BY key LIMIT ?5";
+const COUNT: &str = "SELECT COUNT(*) FROM (SELECT deleted, MAX(revision) FROM log
+    WHERE key >= ?1 AND key < ?2 AND key > ?3 AND revision <= ?4
+    GROUP BY key HAVING deleted = 0)";
+const LATEST: &str =
+    "SELECT key, value, created, revision, deleted FROM log WHERE key = ?1 ORDER BY revision DESC LIMIT 1";
+const SINCE: &str = "SELECT key, value, created, revision, deleted FROM log
+    WHERE revision > ?1 AND key >= ?2 AND key < ?3 ORDER BY revision";
+const COMPACT: &str = "DELETE FROM log WHERE revision <= ?1 AND (deleted = 1 OR EXISTS (
+        SELECT 1 FROM log AS newer
+        WHERE newer.key = log.key AND newer.revision > log.revision AND newer.revision <= ?1))";
+
+pub(super) struct Log {
+    connection: Connection,
+    newest: Revision,
+    oldest: Revision,
+}
+
+impl Log {
+    pub(super) fn open(path: &Path) -> std::result::Result<Self, OpenError> {
+        // SQLite gives the file's mode to its journal too.
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|source| OpenError::Create { path: path.into(), source })?;
+        Self::open_file(path).map_err(|source| match source.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::Busy { path: path.into() },
+            _ => OpenError::Sqlite { path: path.into(), source },
+        })?
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn open_file(path: &Path) -> rusqlite::Result<std::result::Result<Self, OpenError>> {
+        let connection = Connection::open(path)?;
+        connection.busy_timeout(std::time::Duration::ZERO)?;
+        // Exclusive: a second server on the same file is refused, and no shared memory is needed.
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        // Objects are cached by the API server, not here. In KiB.
+        connection.pragma_update(None, "cache_size", -1024)?;
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        connection.set_prepared_statement_cache_capacity(16);
+        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if found != 0 && found != SCHEMA {
+            return Ok(Err(OpenError::Schema { path: path.into(), found, expected: SCHEMA }));
+        }
+        connection.execute_batch(&format!("BEGIN; {CREATE_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;"))?;
+        let oldest = revision(connection.query_row("SELECT revision FROM compacted", [], |row| row.get(0))?);
+        let last: Option<i64> = connection.query_row("SELECT MAX(revision) FROM log", [], |row| row.get(0))?;
+        // The row with the highest revision may be a deletion that was compacted away.
+        let newest = revision(last.unwrap_or(0)).max(oldest);
+        Ok(Ok(Self { connection, newest, oldest }))
+    }
+
+    pub(super) fn newest(&self) -> Revision {
+        self.newest
+    }
+
+    pub(super) fn oldest(&self) -> Revision {
+        self.oldest
+    }
+
+    pub(super) fn get(&self, key: &str) -> Result<Option<Record>> {
+        let latest = latest(&self.connection, key)?;
+        Ok(latest.filter(|event| !event.deleted).map(record))
+    }
+
+    pub(super) fn list(&self, prefix: &str, options: &ListOptions) -> Result<Listing> {
+        let at = options.at.unwrap_or(self.newest);
+        self.check_readable(at)?;
+        let keys = keys_under(prefix);
+        let after = options.after.as_deref().unwrap_or("");
+        let limit = if options.limit == 0 { -1 } else { i64::try_from(options.limit).unwrap_or(-1) };
+        let read = |after: &str| -> rusqlite::Result<Vec<Record>> {
+            let mut statement = self.connection.prepare_cached(LIST)?;
+            let rows = statement.query_map(params![keys.start, keys.end, after, at.0 as i64, limit], event)?;
+            rows.map(|row| row.map(record)).collect()
+        };
+        let records = read(after).map_err(|e| engine("list", &e))?;
+        let remaining = match records.last() {
+            Some(last) if limit > 0 && records.len() == options.limit => self
+                .connection
+                .prepare_cached(COUNT)
+                .and_then(|mut count| {
+                    count.query_row(params![keys.start, keys.end, &*last.key, at.0 as i64], |row| row.get::<_, i64>(0))
+                })
+                .map_err(|e| engine("count", &e))?,
+            _ => 0,
+        };
+        Ok(Listing { records, revision: at, remaining: usize::try_from(remaining).unwrap_or(0) })
+    }
+
+    pub(super) fn since(&self, prefix: &str, after: Revision) -> Result<Vec<Event>> {
+        self.check_readable(after)?;
+        let keys = keys_under(prefix);
+        let read = || -> rusqlite::Result<Vec<Event>> {
+            let mut statement = self.connection.prepare_cached(SINCE)?;
+            let rows = statement.query_map(params![after.0 as i64, keys.start, keys.end], event)?;
+            rows.collect()
+        };
+        read().map_err(|e| engine("read history", &e))
+    }
+
+    pub(super) fn compact(&mut self, to: Revision) -> Result<()> {
+        if to <= self.oldest {
+            return Ok(());
+        }
+        self.check_readable(to)?;
+        let mut run = || -> rusqlite::Result<()> {
+            let transaction = self.connection.transaction()?;
+            transaction.execute(COMPACT, [to.0 as i64])?;
+            transaction.execute("UPDATE compacted SET revision = ?1", [to.0 as i64])?;
+            transaction.commit()?;
+            self.connection.execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
+        };
+        run().map_err(|e| engine("compact", &e))?;
+        self.oldest = to;
+        Ok(())
+    }
+
+    /// Runs `body` in one transaction that is synced at its end. On an error nothing of it holds.
+    pub(super) fn transaction(&mut self, body: impl FnOnce(&mut Transaction<'_>)) -> Result<()> {
+        let sql = self.connection.transaction().map_err(|e| engine("begin", &e))?;
+        let mut transaction = Transaction { sql, newest: self.newest };
+        body(&mut transaction);
+        let newest = transaction.newest;
+        if newest == self.newest {
+            return Ok(()); // nothing was written; dropping it rolls back
+        }
+        transaction.sql.commit().map_err(|e| engine("commit", &e))?;
+        self.newest = newest;
+        Ok(())
+    }
+
+    fn check_readable(&self, at: Revision) -> Result<()> {
+        if at < self.oldest {
+            return Err(Error::Compacted { requested: at, oldest: self.oldest });
+        }
+        if at > self.newest {
+            return Err(Error::Future { requested: at, newest: self.newest });
+        }
+        Ok(())
+    }
+}
+
+/// Writes that will be committed together.
+pub(super) struct Transaction<'a> {
+    sql: rusqlite::Transaction<'a>,
+    newest: Revision,
+}
+
+impl Transaction<'_> {
+    /// Makes one write if what it expects holds.
+    pub(super) fn apply(&mut self, write: &Write) -> Result<Event> {
+        let found = latest(&self.sql, &write.key)?.filter(|event| !event.deleted);
+        let revision = Revision(self.newest.0 + 1);
+        let created = match (write.expects, &found) {
+            (Expects::Absent, None) => revision,
+            (Expects::Absent, Some(_)) => return Err(Error::Exists { key: write.key.clone() }),
+            (Expects::At(expected), Some(found)) if found.revision == expected => found.created,
+            (Expects::At(expected), found) => {
+                let found = found.as_ref().map(|f| f.revision);
+                return Err(Error::Conflict { key: write.key.clone(), expected, found });
+            }
+        };
+        self.sql
+            .prepare_cached("INSERT INTO log (revision, key, created, deleted, value) VALUES (?1, ?2, ?3, ?4, ?5)")
+            .and_then(|mut insert| {
+                insert.execute(params![revision.0 as i64, write.key, created.0 as i64, write.deletes, &write.value[..]])
+            })
+            .map_err(|e| engine("write", &e))?;
+        self.newest = revision;
+        Ok(Event {
+            key: write.key.as_str().into(),
+            value: write.value.clone(),
+            created,
+            revision,
+            deleted: write.deletes,
+        })
+    }
+}
+
+fn latest(connection: &Connection, key: &str) -> Result<Option<Event>> {
+    connection
+        .prepare_cached(LATEST)
+        .and_then(|mut statement| statement.query_row([key], event).optional())
+        .map_err(|e| engine("read", &e))
+}
+
+/// A row of the columns key, value, created, revision, deleted.
+fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
+    Ok(Event {
+        key: row.get_ref(0)?.as_str()?.into(),
+        value: Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?),
+        created: revision(row.get(2)?),
+        revision: revision(row.get(3)?),
+        deleted: row.get(4)?,
+    })
+}
+
+fn record(event: Event) -> Record {
+    Record { key: event.key, value: event.value, created: event.created, modified: event.revision }
+}
+
+fn revision(column: i64) -> Revision {
+    Revision(column.cast_unsigned())
+}
+
+fn engine(operation: &'static str, error: &rusqlite::Error) -> Error {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => Error::Full,
+        _ => Error::Engine { operation, cause: error.to_string() },
+    }
+}
