@@ -4,6 +4,9 @@
 //! kubelet share it, so that a pod's request or a label selector means the same on both sides of the API.
 
 pub mod field;
+pub mod names;
+pub mod object;
 pub mod quantity;
 pub mod schema;
+pub mod selector;
 pub mod time;
