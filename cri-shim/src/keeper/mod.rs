@@ -1,1 +1,28 @@
-//! Being written.
+//! The keeper: the process that is the parent of every container, and the client that the CRI server has of it.
+//!
+//! The keeper is single-threaded (a threaded daemon must not fork), forks containers, holds every pidfd, the read end
+//! of every standard stream and every terminal's master, reaps, and keeps exit codes until they are journalled. It
+//! touches no disk: a frozen file system must not stop launching and reaping. What is printed is written to log files by
+//! another process, the [scribe](crate::scribe), which has duplicates of the streams and may die at any time.
+//!
+//! ```text
+//! CRI server --seqpacket--> keeper --seqpacket--> scribe --> log files
+//!     |  (Client)             | fork                 ^
+//!     '------- pidfds         '--> containers --FIFOs'
+//! ```
+//!
+//! Whoever dies is replaced by the next one up the line: the scribe by the keeper, the keeper by the CRI server's
+//! [`Client`]. Containers notice none of it.
+
+mod client;
+mod connection;
+mod error;
+mod protocol;
+mod spawn;
+
+pub use client::{
+    AttachStreams, Client, Config, ExecReply, ExecRequest, ExecStdio, Exits, Held, LaunchReply,
+    LaunchRequest, Stream,
+};
+pub use error::KeeperError;
+pub use protocol::{Exit, ExitStatus};
