@@ -2,6 +2,8 @@
 //! containers.
 
 pub mod cni;
+pub mod image;
 pub mod keeper;
 pub mod scribe;
 pub mod streaming;
+mod watch;

@@ -4,6 +4,7 @@ use super::connection::{self, Command, Reply};
 use super::error::KeeperError;
 use super::protocol::{Answer, Exit, ExitStatus, IoSpec, Request};
 use super::spawn;
+use crate::watch::watch;
 use bytes::Bytes;
 use linux::socket;
 use oci_runtime::{CgroupPlan, ExecPlan, LaunchPlan};
@@ -425,7 +426,7 @@ pub struct AttachStreams {
 
 impl AttachStreams {
     fn new(socket: OwnedFd, terminal: bool, stdin: bool) -> Result<Self, KeeperError> {
-        let socket = AsyncFd::register(socket).map_err(|cause| KeeperError::Failed {
+        let socket = watch(socket).map_err(|cause| KeeperError::Failed {
             message: format!("watch attached stream: {cause}"),
         })?;
         Ok(AttachStreams {

@@ -4,6 +4,7 @@ use super::client::{Config, Held};
 use super::error::KeeperError;
 use super::protocol::{Answer, Call, Exit, FromKeeper, HeldRecord, Request, VERSION};
 use super::spawn;
+use crate::watch::watch;
 use linux::socket;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -72,7 +73,7 @@ pub(super) async fn run(
     };
     let mut socket = first;
     loop {
-        match AsyncFd::register(socket) {
+        match watch(socket) {
             Ok(watched) => {
                 connection.greet();
                 if connection.session(&watched).await.is_break() {
