@@ -19,7 +19,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// `operation` on `object` failed with `errno`.
     pub fn new(operation: &'static str, object: impl Into<String>, errno: i32) -> Self {
-        Error { operation, object: object.into(), errno }
+        Error {
+            operation,
+            object: object.into(),
+            errno,
+        }
     }
 
     /// `operation` on `object` failed with this thread's last errno.
@@ -66,30 +70,50 @@ impl std::error::Error for Error {}
 /// Adds the operation and its object to a system call's result.
 pub(crate) trait Context<T> {
     /// Names what failed; `object` is built only on failure.
-    fn context<S: Into<String>>(self, operation: &'static str, object: impl FnOnce() -> S) -> Result<T>;
+    fn context<S: Into<String>>(
+        self,
+        operation: &'static str,
+        object: impl FnOnce() -> S,
+    ) -> Result<T>;
 }
 
 impl<T> Context<T> for std::result::Result<T, rustix::io::Errno> {
-    fn context<S: Into<String>>(self, operation: &'static str, object: impl FnOnce() -> S) -> Result<T> {
+    fn context<S: Into<String>>(
+        self,
+        operation: &'static str,
+        object: impl FnOnce() -> S,
+    ) -> Result<T> {
         self.map_err(|errno| Error::new(operation, object(), errno.raw_os_error()))
     }
 }
 
 impl<T> Context<T> for nix::Result<T> {
-    fn context<S: Into<String>>(self, operation: &'static str, object: impl FnOnce() -> S) -> Result<T> {
+    fn context<S: Into<String>>(
+        self,
+        operation: &'static str,
+        object: impl FnOnce() -> S,
+    ) -> Result<T> {
         self.map_err(|errno| Error::new(operation, object(), errno as i32))
     }
 }
 
 impl<T> Context<T> for std::io::Result<T> {
-    fn context<S: Into<String>>(self, operation: &'static str, object: impl FnOnce() -> S) -> Result<T> {
+    fn context<S: Into<String>>(
+        self,
+        operation: &'static str,
+        object: impl FnOnce() -> S,
+    ) -> Result<T> {
         self.map_err(|cause| Error::io(operation, object(), &cause))
     }
 }
 
 /// Turns a raw system call's return value into a result.
 pub(crate) fn check(value: libc::c_long) -> nix::Result<libc::c_long> {
-    if value < 0 { Err(nix::errno::Errno::last()) } else { Ok(value) }
+    if value < 0 {
+        Err(nix::errno::Errno::last())
+    } else {
+        Ok(value)
+    }
 }
 
 #[cfg(test)]
@@ -99,7 +123,13 @@ mod tests {
     #[test]
     fn display_names_operation_object_and_cause() {
         let error = Error::new("mount", "proc on /proc", libc::EPERM);
-        assert_eq!(error.to_string(), "mount proc on /proc: operation not permitted");
-        assert_eq!(Error::new("fork", "", libc::EAGAIN).to_string(), "fork: try again");
+        assert_eq!(
+            error.to_string(),
+            "mount proc on /proc: operation not permitted"
+        );
+        assert_eq!(
+            Error::new("fork", "", libc::EAGAIN).to_string(),
+            "fork: try again"
+        );
     }
 }

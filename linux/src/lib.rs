@@ -7,13 +7,23 @@
 
 mod error;
 
-pub mod conntrack;
+pub mod capability;
 pub mod cgroup;
+pub mod conntrack;
+pub mod credential;
+pub mod features;
+pub mod keyring;
+pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod nftables;
+pub mod path;
 pub mod pidfd;
+pub mod process;
+pub mod rlimit;
+pub mod seccomp;
 pub mod signal;
 pub mod socket;
+pub mod terminal;
 
 pub use error::{Error, Result, describe_errno};

@@ -76,7 +76,9 @@ impl NamespaceKind {
 /// # Errors
 /// The `open`'s.
 pub fn open(path: &Path) -> Result<OwnedFd> {
-    File::open(path).map(OwnedFd::from).context("open namespace", || path.display().to_string())
+    File::open(path)
+        .map(OwnedFd::from)
+        .context("open namespace", || path.display().to_string())
 }
 
 /// Opens a namespace of a process.
@@ -92,7 +94,10 @@ pub fn open_of(pid: i32, kind: NamespaceKind) -> Result<OwnedFd> {
 /// # Errors
 /// As [`open_of`].
 pub fn open_own(kind: NamespaceKind) -> Result<OwnedFd> {
-    open(Path::new(&format!("/proc/thread-self/ns/{}", kind.proc_name())))
+    open(Path::new(&format!(
+        "/proc/thread-self/ns/{}",
+        kind.proc_name()
+    )))
 }
 
 /// Moves this thread into the namespaces `kinds` of what `fd` refers to, in one call: a pidfd (any kinds) or a
@@ -101,10 +106,18 @@ pub fn open_own(kind: NamespaceKind) -> Result<OwnedFd> {
 /// # Errors
 /// EINVAL for a user namespace that the caller is already in, or for a threaded caller with user or mount namespaces.
 pub fn join(fd: impl AsFd, kinds: &[NamespaceKind]) -> Result<()> {
-    let flags = kinds.iter().fold(0, |flags, kind| flags | kind.clone_flag());
+    let flags = kinds
+        .iter()
+        .fold(0, |flags, kind| flags | kind.clone_flag());
     // SAFETY: setns takes two integers and touches no memory of ours.
-    check(unsafe { libc::syscall(libc::SYS_setns, fd.as_fd().as_raw_fd(), flags as libc::c_int) })
-        .context("setns", || format!("{kinds:?}"))?;
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_setns,
+            fd.as_fd().as_raw_fd(),
+            flags as libc::c_int,
+        )
+    })
+    .context("setns", || format!("{kinds:?}"))?;
     Ok(())
 }
 
@@ -113,7 +126,9 @@ pub fn join(fd: impl AsFd, kinds: &[NamespaceKind]) -> Result<()> {
 /// # Errors
 /// EINVAL for a threaded caller where the kind forbids it, ENOSPC over a limit on namespaces.
 pub fn unshare(kinds: &[NamespaceKind]) -> Result<()> {
-    let flags = kinds.iter().fold(0, |flags, kind| flags | kind.clone_flag());
+    let flags = kinds
+        .iter()
+        .fold(0, |flags, kind| flags | kind.clone_flag());
     // SAFETY: unshare takes an integer. It never includes CLONE_FILES or CLONE_FS, which no kind maps to, so the
     // descriptor table that std assumes to be shared by threads stays shared.
     check(unsafe { libc::syscall(libc::SYS_unshare, flags as libc::c_int) })

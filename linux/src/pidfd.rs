@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 fn as_pid(operation: &'static str, pid: i32) -> Result<Pid> {
-    Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(|| Error::new(operation, format!("pid {pid}"), libc::ESRCH))
+    Pid::from_raw(pid)
+        .filter(|_| pid > 0)
+        .ok_or_else(|| Error::new(operation, format!("pid {pid}"), libc::ESRCH))
 }
 
 /// Opens a process (its thread group's leader).
@@ -77,7 +79,9 @@ pub fn pid(pidfd: impl AsFd) -> Result<Option<i32>> {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd());
     let text = std::fs::read_to_string(&path).context("read", || path)?;
-    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
+    let pid = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
     Ok(pid.filter(|pid| *pid > 0))
 }
 
@@ -106,12 +110,19 @@ impl Exit {
 /// ECHILD if it isn't a child or was reaped before.
 pub fn reap(pidfd: impl AsFd, wait: bool) -> Result<Option<Exit>> {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
-    let options = if wait { WaitIdOptions::EXITED } else { WaitIdOptions::EXITED | WaitIdOptions::NOHANG };
+    let options = if wait {
+        WaitIdOptions::EXITED
+    } else {
+        WaitIdOptions::EXITED | WaitIdOptions::NOHANG
+    };
     loop {
         match waitid(WaitId::PidFd(pidfd.as_fd()), options) {
             Ok(status) => {
                 return Ok(status.and_then(|status| {
-                    status.exit_status().map(Exit::Code).or_else(|| status.terminating_signal().map(Exit::Signal))
+                    status
+                        .exit_status()
+                        .map(Exit::Code)
+                        .or_else(|| status.terminating_signal().map(Exit::Signal))
                 }));
             }
             Err(rustix::io::Errno::INTR) => {}

@@ -12,7 +12,8 @@ pub fn kill(pid: i32, signal: i32) -> Result<()> {
         return Err(Error::new("kill", format!("pid {pid}"), libc::ESRCH));
     }
     // SAFETY: kill takes two integers and touches no memory of ours.
-    check(unsafe { libc::syscall(libc::SYS_kill, pid, signal) }).context("kill", || format!("pid {pid}"))?;
+    check(unsafe { libc::syscall(libc::SYS_kill, pid, signal) })
+        .context("kill", || format!("pid {pid}"))?;
     Ok(())
 }
 
@@ -33,9 +34,18 @@ pub fn reset() -> Result<()> {
         }
         // SAFETY: the buffer is larger than the kernel's struct sigaction on every architecture (at most 40 bytes),
         // all zeros mean SIG_DFL with no flags, and the old action isn't asked for.
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default_action.as_ptr(), std::ptr::null::<u8>(), 8usize) };
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default_action.as_ptr(),
+                std::ptr::null::<u8>(),
+                8usize,
+            )
+        };
     }
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).context("rt_sigprocmask", || "")
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+        .context("rt_sigprocmask", || "")
 }
 
 /// Blocks every signal in this thread and returns the mask that was in force.
@@ -44,7 +54,12 @@ pub fn reset() -> Result<()> {
 /// The `rt_sigprocmask`'s.
 pub fn block_all() -> Result<SigSet> {
     let mut old = SigSet::empty();
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut old)).context("rt_sigprocmask", || "")?;
+    sigprocmask(
+        SigmaskHow::SIG_SETMASK,
+        Some(&SigSet::all()),
+        Some(&mut old),
+    )
+    .context("rt_sigprocmask", || "")?;
     Ok(old)
 }
 
@@ -106,12 +121,18 @@ pub fn parse(text: &str) -> Option<i32> {
         _ => name
             .strip_prefix("RTMIN+")
             .and_then(|rest| rest.parse::<i32>().ok()?.checked_add(34))
-            .or_else(|| name.strip_prefix("RTMAX-").and_then(|rest| MAX_SIGNAL.checked_sub(rest.parse().ok()?))),
+            .or_else(|| {
+                name.strip_prefix("RTMAX-")
+                    .and_then(|rest| MAX_SIGNAL.checked_sub(rest.parse().ok()?))
+            }),
     };
     if let Some(number) = realtime {
         return (34..=MAX_SIGNAL).contains(&number).then_some(number);
     }
-    NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+    NAMES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, number)| *number)
 }
 
 #[cfg(test)]
@@ -120,9 +141,15 @@ mod tests {
 
     #[test]
     fn signals_are_read_by_number_and_by_name() {
-        for (text, number) in
-            [("9", 9), ("SIGTERM", 15), ("term", 15), ("SIGRTMIN+3", 37), ("RTMAX", 64), ("RTMAX-14", 50), ("0", 0)]
-        {
+        for (text, number) in [
+            ("9", 9),
+            ("SIGTERM", 15),
+            ("term", 15),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX", 64),
+            ("RTMAX-14", 50),
+            ("0", 0),
+        ] {
             assert_eq!(parse(text), Some(number), "{text}");
         }
         for text in ["SIGNONE", "65", "-1", "RTMIN+99", ""] {

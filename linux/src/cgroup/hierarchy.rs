@@ -33,8 +33,19 @@ pub struct Hierarchies {
 }
 
 const V1_CONTROLLERS: [&str; 13] = [
-    "cpuset", "cpu", "cpuacct", "blkio", "memory", "devices", "freezer", "net_cls", "perf_event", "net_prio",
-    "hugetlb", "pids", "rdma",
+    "cpuset",
+    "cpu",
+    "cpuacct",
+    "blkio",
+    "memory",
+    "devices",
+    "freezer",
+    "net_cls",
+    "perf_event",
+    "net_prio",
+    "hugetlb",
+    "pids",
+    "rdma",
 ];
 
 impl Hierarchies {
@@ -43,10 +54,15 @@ impl Hierarchies {
     /// # Errors
     /// ENOENT if no cgroup file system is mounted; the read's otherwise.
     pub fn discover() -> Result<Self> {
-        let table = std::fs::read_to_string("/proc/self/mountinfo").context("read", || "/proc/self/mountinfo")?;
+        let table = std::fs::read_to_string("/proc/self/mountinfo")
+            .context("read", || "/proc/self/mountinfo")?;
         let found = Self::parse_mountinfo(&table);
         if found.unified.is_none() && found.v1.is_empty() {
-            return Err(Error::new("find cgroup hierarchies in", "/proc/self/mountinfo", libc::ENOENT));
+            return Err(Error::new(
+                "find cgroup hierarchies in",
+                "/proc/self/mountinfo",
+                libc::ENOENT,
+            ));
         }
         Ok(found)
     }
@@ -70,23 +86,38 @@ impl Hierarchies {
 
     /// Reads `/proc/<pid>/mountinfo` text (proc_pid_mountinfo(5)). The first mount of a hierarchy counts.
     pub fn parse_mountinfo(table: &str) -> Self {
-        let mut found = Hierarchies { unified: None, v1: Vec::new() };
+        let mut found = Hierarchies {
+            unified: None,
+            v1: Vec::new(),
+        };
         for line in table.lines() {
-            let Some((mount_part, fs_part)) = line.split_once(" - ") else { continue };
-            let Some(mount) = mount_part.split(' ').nth(4) else { continue };
+            let Some((mount_part, fs_part)) = line.split_once(" - ") else {
+                continue;
+            };
+            let Some(mount) = mount_part.split(' ').nth(4) else {
+                continue;
+            };
             let mut fs_fields = fs_part.split(' ');
             let (kind, options) = (fs_fields.next(), fs_fields.nth(1).unwrap_or_default());
             match kind {
-                Some("cgroup2") if found.unified.is_none() => found.unified = Some(PathBuf::from(mount)),
+                Some("cgroup2") if found.unified.is_none() => {
+                    found.unified = Some(PathBuf::from(mount))
+                }
                 Some("cgroup") => {
                     let controllers: Vec<String> = options
                         .split(',')
                         .filter(|option| V1_CONTROLLERS.contains(option))
                         .map(str::to_owned)
                         .collect();
-                    let known = found.v1.iter().any(|hierarchy| hierarchy.controllers == controllers);
+                    let known = found
+                        .v1
+                        .iter()
+                        .any(|hierarchy| hierarchy.controllers == controllers);
                     if !controllers.is_empty() && !known {
-                        found.v1.push(V1Hierarchy { controllers, mount: PathBuf::from(mount) });
+                        found.v1.push(V1Hierarchy {
+                            controllers,
+                            mount: PathBuf::from(mount),
+                        });
                     }
                 }
                 _ => {}
@@ -102,7 +133,8 @@ impl Hierarchies {
 /// # Errors
 /// The read's.
 pub fn own_path() -> Result<String> {
-    let text = std::fs::read_to_string("/proc/self/cgroup").context("read", || "/proc/self/cgroup")?;
+    let text =
+        std::fs::read_to_string("/proc/self/cgroup").context("read", || "/proc/self/cgroup")?;
     Ok(parse_own_path(&text))
 }
 
@@ -110,7 +142,11 @@ fn parse_own_path(text: &str) -> String {
     let mut fallback = None;
     for line in text.lines() {
         let mut fields = line.splitn(3, ':');
-        let (id, controllers, path) = (fields.next(), fields.next().unwrap_or_default(), fields.next());
+        let (id, controllers, path) = (
+            fields.next(),
+            fields.next().unwrap_or_default(),
+            fields.next(),
+        );
         match (id, path) {
             (Some("0"), Some(path)) => return path.to_owned(),
             (_, Some(path)) if !controllers.starts_with("name=") => {
@@ -137,14 +173,23 @@ mod tests {
 ";
         let found = Hierarchies::parse_mountinfo(table);
         assert_eq!(found.layout(), Layout::Hybrid);
-        assert_eq!(found.v1_mount("cpuacct"), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct")));
+        assert_eq!(
+            found.v1_mount("cpuacct"),
+            Some(Path::new("/sys/fs/cgroup/cpu,cpuacct"))
+        );
         assert_eq!(found.v1.len(), 2);
-        assert_eq!(found.unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
+        assert_eq!(
+            found.unified.as_deref(),
+            Some(Path::new("/sys/fs/cgroup/unified"))
+        );
     }
 
     #[test]
     fn own_path_prefers_the_unified_hierarchy() {
-        assert_eq!(parse_own_path("9:name=systemd:/x\n4:memory:/m\n0::/u\n"), "/u");
+        assert_eq!(
+            parse_own_path("9:name=systemd:/x\n4:memory:/m\n0::/u\n"),
+            "/u"
+        );
         assert_eq!(parse_own_path("9:name=systemd:/x\n4:memory:/m\n"), "/m");
     }
 }

@@ -9,7 +9,9 @@ mod resources;
 mod stats;
 
 pub use hierarchy::{Hierarchies, Layout, V1Hierarchy, own_path};
-pub use resources::{IoLimit, NoSuchLimit, Resources, Setting, cpu_weight_from_shares, io_weight_from_blkio};
+pub use resources::{
+    IoLimit, NoSuchLimit, Resources, Setting, cpu_weight_from_shares, io_weight_from_blkio,
+};
 pub use stats::{Stats, StatsReader};
 
 use crate::error::{Context, Error, Result};
@@ -44,12 +46,18 @@ impl Cgroup {
     /// EINVAL for a path that is relative, is the root, or has an empty, `.` or `..` part.
     pub fn at(hierarchies: Arc<Hierarchies>, path: &str) -> Result<Self> {
         let parts_ok = path.strip_prefix('/').is_some_and(|rest| {
-            !rest.is_empty() && rest.split('/').all(|part| !matches!(part, "" | "." | "..") && !part.contains('\n'))
+            !rest.is_empty()
+                && rest
+                    .split('/')
+                    .all(|part| !matches!(part, "" | "." | "..") && !part.contains('\n'))
         });
         if !parts_ok {
             return Err(Error::new("use cgroup path", path, libc::EINVAL));
         }
-        Ok(Cgroup { hierarchies, path: path.to_owned() })
+        Ok(Cgroup {
+            hierarchies,
+            path: path.to_owned(),
+        })
     }
 
     /// A child of this one.
@@ -72,12 +80,17 @@ impl Cgroup {
 
     /// Its v2 directory.
     pub fn unified_dir(&self) -> Option<PathBuf> {
-        self.hierarchies.unified.as_ref().map(|mount| self.under(mount))
+        self.hierarchies
+            .unified
+            .as_ref()
+            .map(|mount| self.under(mount))
     }
 
     /// Its directory in the v1 hierarchy with this controller.
     pub fn v1_dir(&self, controller: &str) -> Option<PathBuf> {
-        self.hierarchies.v1_mount(controller).map(|mount| self.under(mount))
+        self.hierarchies
+            .v1_mount(controller)
+            .map(|mount| self.under(mount))
     }
 
     /// Where a controller's files are: the v1 directory, or on a host without v1 the v2 one.
@@ -94,7 +107,11 @@ impl Cgroup {
 
     /// All of its directories; the v2 one first.
     fn dirs(&self) -> impl Iterator<Item = PathBuf> + '_ {
-        let mounts = self.hierarchies.unified.iter().chain(self.hierarchies.v1.iter().map(|v1| &v1.mount));
+        let mounts = self
+            .hierarchies
+            .unified
+            .iter()
+            .chain(self.hierarchies.v1.iter().map(|v1| &v1.mount));
         mounts.map(|mount| self.under(mount))
     }
 
@@ -125,23 +142,29 @@ impl Cgroup {
     /// The write's, named by the file; EOPNOTSUPP for a limit that this host's layout doesn't have.
     pub fn apply(&self, resources: &Resources) -> Result<()> {
         let layout = self.hierarchies.layout();
-        let settings = resources
-            .settings(layout)
-            .map_err(|NoSuchLimit(reason)| Error::new("set cgroup limit:", reason, libc::EOPNOTSUPP))?;
+        let settings = resources.settings(layout).map_err(|NoSuchLimit(reason)| {
+            Error::new("set cgroup limit:", reason, libc::EOPNOTSUPP)
+        })?;
         let mut retry = Vec::new();
         for setting in &settings {
             match self.apply_one(setting) {
                 // v1 wants memory+swap above memory at every moment: which one goes first depends on the direction.
-                Err(error) if setting.file == "memory.limit_in_bytes" && error.is(libc::EINVAL) => retry.push(setting),
+                Err(error) if setting.file == "memory.limit_in_bytes" && error.is(libc::EINVAL) => {
+                    retry.push(setting)
+                }
                 other => other?,
             }
         }
-        retry.into_iter().try_for_each(|setting| self.apply_one(setting))
+        retry
+            .into_iter()
+            .try_for_each(|setting| self.apply_one(setting))
     }
 
     fn apply_one(&self, setting: &Setting) -> Result<()> {
         let dir = match setting.controller {
-            Some(controller) => self.v1_dir(controller).or_else(|| self.unified_controller_dir(controller)),
+            Some(controller) => self
+                .v1_dir(controller)
+                .or_else(|| self.unified_controller_dir(controller)),
             None => self.unified_dir(),
         };
         let Some(dir) = dir else {
@@ -149,7 +172,11 @@ impl Cgroup {
             return if setting.optional {
                 Ok(())
             } else {
-                Err(Error::new("set cgroup limit (no such controller)", text, libc::ENOENT))
+                Err(Error::new(
+                    "set cgroup limit (no such controller)",
+                    text,
+                    libc::ENOENT,
+                ))
             };
         };
         match write_file(&dir.join(&setting.file), &setting.value) {
@@ -166,7 +193,10 @@ impl Cgroup {
     fn unified_controller_dir(&self, controller: &str) -> Option<PathBuf> {
         let dir = self.unified_dir()?;
         let enabled = std::fs::read_to_string(dir.join("cgroup.controllers")).ok()?;
-        enabled.split_whitespace().any(|name| name == controller).then_some(dir)
+        enabled
+            .split_whitespace()
+            .any(|name| name == controller)
+            .then_some(dir)
     }
 
     /// Opens what a process needs to join it.
@@ -189,7 +219,8 @@ impl Cgroup {
     /// # Errors
     /// The write's; ESRCH if the process has ended.
     pub fn add_process(&self, pid: i32) -> Result<()> {
-        self.dirs().try_for_each(|dir| write_file(&dir.join("cgroup.procs"), &pid.to_string()))
+        self.dirs()
+            .try_for_each(|dir| write_file(&dir.join("cgroup.procs"), &pid.to_string()))
     }
 
     /// The pids in it and in its descendants, in the caller's pid namespace. Not for decisions.
@@ -231,7 +262,11 @@ impl Cgroup {
                 _ => {}
             }
         }
-        if frozen { self.write_freezer(false) } else { Ok(()) }
+        if frozen {
+            self.write_freezer(false)
+        } else {
+            Ok(())
+        }
     }
 
     /// Opens the file that tells when it becomes empty: poll it for `POLLPRI`, then ask [`populated`]. Not on hosts
@@ -240,9 +275,13 @@ impl Cgroup {
     /// # Errors
     /// The `open`'s; EOPNOTSUPP without a v2 hierarchy.
     pub fn events(&self) -> Result<OwnedFd> {
-        let dir = self
-            .unified_dir()
-            .ok_or_else(|| Error::new("watch cgroup (no v2 hierarchy)", self.path.as_str(), libc::EOPNOTSUPP))?;
+        let dir = self.unified_dir().ok_or_else(|| {
+            Error::new(
+                "watch cgroup (no v2 hierarchy)",
+                self.path.as_str(),
+                libc::EOPNOTSUPP,
+            )
+        })?;
         open_for_read(&dir.join("cgroup.events"))
     }
 
@@ -251,16 +290,20 @@ impl Cgroup {
     /// # Errors
     /// ETIMEDOUT, or the read's. One that doesn't exist is empty.
     pub fn wait_empty(&self, timeout: Duration) -> Result<()> {
-        self.wait_for(timeout, "wait for the end of all processes in cgroup", |cgroup| match cgroup.events() {
-            Ok(events) => Ok((!event_flag(&events, "populated")?, Some(events))),
-            Err(error) if error.is(libc::ENOENT) => Ok((true, None)),
-            Err(error) if error.is(libc::EOPNOTSUPP) => match cgroup.processes() {
-                Ok(pids) => Ok((pids.is_empty(), None)),
+        self.wait_for(
+            timeout,
+            "wait for the end of all processes in cgroup",
+            |cgroup| match cgroup.events() {
+                Ok(events) => Ok((!event_flag(&events, "populated")?, Some(events))),
                 Err(error) if error.is(libc::ENOENT) => Ok((true, None)),
+                Err(error) if error.is(libc::EOPNOTSUPP) => match cgroup.processes() {
+                    Ok(pids) => Ok((pids.is_empty(), None)),
+                    Err(error) if error.is(libc::ENOENT) => Ok((true, None)),
+                    Err(error) => Err(error),
+                },
                 Err(error) => Err(error),
             },
-            Err(error) => Err(error),
-        })
+        )
     }
 
     /// Stops all processes in it, and waits until they have stopped.
@@ -269,14 +312,18 @@ impl Cgroup {
     /// The write's, or ETIMEDOUT, after which it is thawed again.
     pub fn freeze(&self, timeout: Duration) -> Result<()> {
         self.write_freezer(true)?;
-        let frozen = self.wait_for(timeout, "wait for all processes to stop in cgroup", |cgroup| {
-            if let Ok(events) = cgroup.events() {
-                return Ok((event_flag(&events, "frozen")?, Some(events)));
-            }
-            let dir = cgroup.v1_dir("freezer").unwrap_or_default();
-            let state = std::fs::read_to_string(dir.join("freezer.state")).unwrap_or_default();
-            Ok((state.trim() == "FROZEN", None))
-        });
+        let frozen = self.wait_for(
+            timeout,
+            "wait for all processes to stop in cgroup",
+            |cgroup| {
+                if let Ok(events) = cgroup.events() {
+                    return Ok((event_flag(&events, "frozen")?, Some(events)));
+                }
+                let dir = cgroup.v1_dir("freezer").unwrap_or_default();
+                let state = std::fs::read_to_string(dir.join("freezer.state")).unwrap_or_default();
+                Ok((state.trim() == "FROZEN", None))
+            },
+        );
         if frozen.is_err() {
             self.write_freezer(false)?;
         }
@@ -298,16 +345,27 @@ impl Cgroup {
     pub fn is_frozen(&self) -> Result<bool> {
         match (self.unified_dir(), self.v1_dir("freezer")) {
             (Some(dir), _) => read_trimmed(&dir.join("cgroup.freeze")).map(|text| text == "1"),
-            (None, Some(dir)) => read_trimmed(&dir.join("freezer.state")).map(|text| text != "THAWED"),
+            (None, Some(dir)) => {
+                read_trimmed(&dir.join("freezer.state")).map(|text| text != "THAWED")
+            }
             (None, None) => Ok(false),
         }
     }
 
     fn write_freezer(&self, frozen: bool) -> Result<()> {
         match (self.unified_dir(), self.v1_dir("freezer")) {
-            (Some(dir), _) => write_file(&dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
-            (None, Some(dir)) => write_file(&dir.join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" }),
-            (None, None) => Err(Error::new("freeze cgroup (no freezer)", self.path.as_str(), libc::EOPNOTSUPP)),
+            (Some(dir), _) => {
+                write_file(&dir.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+            }
+            (None, Some(dir)) => write_file(
+                &dir.join("freezer.state"),
+                if frozen { "FROZEN" } else { "THAWED" },
+            ),
+            (None, None) => Err(Error::new(
+                "freeze cgroup (no freezer)",
+                self.path.as_str(),
+                libc::EOPNOTSUPP,
+            )),
         }
     }
 
@@ -335,7 +393,13 @@ impl Cgroup {
                     let mut polled = [PollFd::new(&events, PollFlags::PRI)];
                     match poll(&mut polled, Some(&wait)) {
                         Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                        Err(errno) => return Err(Error::new("poll cgroup.events of", &*self.path, errno.raw_os_error())),
+                        Err(errno) => {
+                            return Err(Error::new(
+                                "poll cgroup.events of",
+                                &*self.path,
+                                errno.raw_os_error(),
+                            ));
+                        }
                     }
                 }
                 None => std::thread::sleep(left.min(Duration::from_millis(2))),
@@ -363,10 +427,18 @@ impl Cgroup {
     /// # Errors
     /// The `open`'s; ENOENT without a memory controller.
     pub fn oom_counter(&self) -> Result<OwnedFd> {
-        let dir = self
-            .controller_dir("memory")
-            .ok_or_else(|| Error::new("open memory controller of", self.path.as_str(), libc::ENOENT))?;
-        let file = if self.hierarchies.layout() == Layout::Unified { "memory.events" } else { "memory.oom_control" };
+        let dir = self.controller_dir("memory").ok_or_else(|| {
+            Error::new(
+                "open memory controller of",
+                self.path.as_str(),
+                libc::ENOENT,
+            )
+        })?;
+        let file = if self.hierarchies.layout() == Layout::Unified {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
         open_for_read(&dir.join(file))
     }
 }
@@ -395,7 +467,13 @@ fn event_flag(events: impl AsFd, key: &str) -> Result<bool> {
 
 /// A value of a flat keyed file: lines of `key value`.
 fn flat_value(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines().find_map(|line| {
+        line.strip_prefix(key)?
+            .strip_prefix(' ')?
+            .trim()
+            .parse()
+            .ok()
+    })
 }
 
 /// Reads a file that is held open from its start.
@@ -403,7 +481,8 @@ fn read_at_start(fd: impl AsFd) -> Result<String> {
     let mut buffer = vec![0; 4096];
     let mut filled = 0;
     loop {
-        let count = rustix::io::pread(&fd, &mut buffer[filled..], filled as u64).context("read cgroup file", || "")?;
+        let count = rustix::io::pread(&fd, &mut buffer[filled..], filled as u64)
+            .context("read cgroup file", || "")?;
         filled += count;
         if count == 0 {
             break;
@@ -423,8 +502,12 @@ fn read_trimmed(path: &Path) -> Result<String> {
 }
 
 fn open_dir(path: &Path) -> Result<OwnedFd> {
-    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .context("open", || path.display().to_string())
+    rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context("open", || path.display().to_string())
 }
 
 fn open_for_read(path: &Path) -> Result<OwnedFd> {
@@ -449,7 +532,11 @@ fn make_dir(path: &Path) -> Result<bool> {
     match std::fs::create_dir(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(Error::io("create cgroup", path.display().to_string(), &error)),
+        Err(error) => Err(Error::io(
+            "create cgroup",
+            path.display().to_string(),
+            &error,
+        )),
     }
 }
 
@@ -489,7 +576,11 @@ fn enable_controllers(dir: &Path) -> Result<()> {
         }
     }
     match result {
-        Err(error) if error.is(libc::EINVAL) || error.is(libc::ENOENT) || error.is(libc::EOPNOTSUPP) => Ok(()),
+        Err(error)
+            if error.is(libc::EINVAL) || error.is(libc::ENOENT) || error.is(libc::EOPNOTSUPP) =>
+        {
+            Ok(())
+        }
         other => other,
     }
 }
@@ -534,7 +625,9 @@ fn collect_processes(dir: &Path, pids: &mut Vec<i32>) -> Result<()> {
 }
 
 fn child_dirs(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
@@ -551,9 +644,17 @@ fn remove_tree(dir: &Path) -> Result<()> {
             }
             match rustix::fs::rmdir(dir) {
                 Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-                Err(errno) => Err(Error::new("remove cgroup", dir.display().to_string(), errno.raw_os_error())),
+                Err(errno) => Err(Error::new(
+                    "remove cgroup",
+                    dir.display().to_string(),
+                    errno.raw_os_error(),
+                )),
             }
         }
-        Err(errno) => Err(Error::new("remove cgroup", dir.display().to_string(), errno.raw_os_error())),
+        Err(errno) => Err(Error::new(
+            "remove cgroup",
+            dir.display().to_string(),
+            errno.raw_os_error(),
+        )),
     }
 }

@@ -121,11 +121,19 @@ pub fn cpu_weight_from_shares(shares: u64) -> u64 {
 
 /// v1's `blkio.weight` (10 to 1000) as v2's `io.weight` (1 to 10000).
 pub fn io_weight_from_blkio(weight: u16) -> u64 {
-    if weight == 0 { 0 } else { 1 + (u64::from(weight).saturating_sub(10)) * 9999 / 990 }
+    if weight == 0 {
+        0
+    } else {
+        1 + (u64::from(weight).saturating_sub(10)) * 9999 / 990
+    }
 }
 
 fn limit_or_max(value: i64) -> String {
-    if value < 0 { "max".to_owned() } else { value.to_string() }
+    if value < 0 {
+        "max".to_owned()
+    } else {
+        value.to_string()
+    }
 }
 
 impl Resources {
@@ -143,10 +151,19 @@ impl Resources {
     fn v2_settings(&self) -> Result<Vec<Setting>, NoSuchLimit> {
         let mut out = Vec::new();
         let mut set = |file: &str, value: String, optional: bool| {
-            out.push(Setting { controller: None, file: file.to_owned(), value, optional });
+            out.push(Setting {
+                controller: None,
+                file: file.to_owned(),
+                value,
+                optional,
+            });
         };
-        if self.cpu_realtime_runtime_us.is_some_and(|us| us != 0) || self.cpu_realtime_period_us.is_some_and(|us| us != 0) {
-            return Err(NoSuchLimit("cpu.realtimeRuntime and cpu.realtimePeriod need cgroup v1"));
+        if self.cpu_realtime_runtime_us.is_some_and(|us| us != 0)
+            || self.cpu_realtime_period_us.is_some_and(|us| us != 0)
+        {
+            return Err(NoSuchLimit(
+                "cpu.realtimeRuntime and cpu.realtimePeriod need cgroup v1",
+            ));
         }
         if self.disable_oom_killer == Some(true) {
             return Err(NoSuchLimit("memory.disableOOMKiller needs cgroup v1"));
@@ -154,8 +171,15 @@ impl Resources {
         if let Some(idle) = self.cpu_idle {
             set("cpu.idle", idle.to_string(), idle == 0);
         }
-        if let Some(shares) = self.cpu_shares.filter(|shares| *shares != 0 && self.cpu_idle != Some(1)) {
-            set("cpu.weight", cpu_weight_from_shares(shares).to_string(), false);
+        if let Some(shares) = self
+            .cpu_shares
+            .filter(|shares| *shares != 0 && self.cpu_idle != Some(1))
+        {
+            set(
+                "cpu.weight",
+                cpu_weight_from_shares(shares).to_string(),
+                false,
+            );
         }
         if let Some(value) = self.v2_cpu_max() {
             set("cpu.max", value, false);
@@ -163,14 +187,21 @@ impl Resources {
         if let Some(burst) = self.cpu_burst_us {
             set("cpu.max.burst", burst.to_string(), burst == 0);
         }
-        for (file, list) in [("cpuset.cpus", &self.cpuset_cpus), ("cpuset.mems", &self.cpuset_mems)] {
+        for (file, list) in [
+            ("cpuset.cpus", &self.cpuset_cpus),
+            ("cpuset.mems", &self.cpuset_mems),
+        ] {
             if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
                 set(file, list.clone(), false);
             }
         }
         if let Some(swap) = self.v2_swap_max()? {
             // A kernel without swap accounting has no such file, and "max" and "0" are then equally true.
-            set("memory.swap.max", swap.clone(), swap == "max" || swap == "0");
+            set(
+                "memory.swap.max",
+                swap.clone(),
+                swap == "max" || swap == "0",
+            );
         }
         if let Some(limit) = self.memory_limit_bytes.filter(|limit| *limit != 0) {
             set("memory.max", limit_or_max(limit), false);
@@ -182,20 +213,44 @@ impl Resources {
             set("pids.max", limit_or_max(limit), limit < 0);
         }
         if let Some(weight) = self.io_weight.filter(|weight| *weight != 0) {
-            set("io.weight", format!("default {}", io_weight_from_blkio(weight)), false);
+            set(
+                "io.weight",
+                format!("default {}", io_weight_from_blkio(weight)),
+                false,
+            );
         }
         for (major, minor, weight) in &self.io_weight_devices {
-            set("io.weight", format!("{major}:{minor} {}", io_weight_from_blkio(*weight)), false);
+            set(
+                "io.weight",
+                format!("{major}:{minor} {}", io_weight_from_blkio(*weight)),
+                false,
+            );
         }
         for (limit, devices) in &self.io_throttle {
             for (major, minor, rate) in devices {
-                let rate = if *rate == 0 { "max".to_owned() } else { rate.to_string() };
-                set("io.max", format!("{major}:{minor} {}={rate}", limit.v2_key()), false);
+                let rate = if *rate == 0 {
+                    "max".to_owned()
+                } else {
+                    rate.to_string()
+                };
+                set(
+                    "io.max",
+                    format!("{major}:{minor} {}={rate}", limit.v2_key()),
+                    false,
+                );
             }
         }
         for (size, bytes) in &self.hugepage_limits {
-            set(&format!("hugetlb.{size}.max"), limit_or_max(*bytes), *bytes < 0);
-            set(&format!("hugetlb.{size}.rsvd.max"), limit_or_max(*bytes), true);
+            set(
+                &format!("hugetlb.{size}.max"),
+                limit_or_max(*bytes),
+                *bytes < 0,
+            );
+            set(
+                &format!("hugetlb.{size}.rsvd.max"),
+                limit_or_max(*bytes),
+                true,
+            );
         }
         for (device, limits) in &self.rdma {
             set("rdma.max", rdma_value(device, *limits), false);
@@ -225,10 +280,12 @@ impl Resources {
         match (self.memory_swap_bytes, self.memory_limit_bytes) {
             (None | Some(0), limit) => Ok((limit == Some(-1)).then(|| "max".to_owned())),
             (Some(-1), _) => Ok(Some("max".to_owned())),
-            (Some(swap), Some(limit)) if limit > 0 && swap >= limit => Ok(Some((swap - limit).to_string())),
-            (Some(_), Some(limit)) if limit > 0 => {
-                Err(NoSuchLimit("memory.swap (memory and swap together) is below memory.limit"))
+            (Some(swap), Some(limit)) if limit > 0 && swap >= limit => {
+                Ok(Some((swap - limit).to_string()))
             }
+            (Some(_), Some(limit)) if limit > 0 => Err(NoSuchLimit(
+                "memory.swap (memory and swap together) is below memory.limit",
+            )),
             (Some(_), _) => Err(NoSuchLimit("memory.swap without memory.limit")),
         }
     }
@@ -236,12 +293,20 @@ impl Resources {
     fn v1_settings(&self) -> Result<Vec<Setting>, NoSuchLimit> {
         let mut out = Vec::new();
         let mut set = |controller: &'static str, file: &str, value: String, optional: bool| {
-            out.push(Setting { controller: Some(controller), file: file.to_owned(), value, optional });
+            out.push(Setting {
+                controller: Some(controller),
+                file: file.to_owned(),
+                value,
+                optional,
+            });
         };
         if !self.unified.is_empty() {
             return Err(NoSuchLimit("linux.resources.unified needs cgroup v2"));
         }
-        for (file, list) in [("cpuset.cpus", &self.cpuset_cpus), ("cpuset.mems", &self.cpuset_mems)] {
+        for (file, list) in [
+            ("cpuset.cpus", &self.cpuset_cpus),
+            ("cpuset.mems", &self.cpuset_mems),
+        ] {
             if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
                 set("cpuset", file, list.clone(), false);
             }
@@ -249,7 +314,10 @@ impl Resources {
         if let Some(idle) = self.cpu_idle {
             set("cpu", "cpu.idle", idle.to_string(), idle == 0);
         }
-        if let Some(shares) = self.cpu_shares.filter(|shares| *shares != 0 && self.cpu_idle != Some(1)) {
+        if let Some(shares) = self
+            .cpu_shares
+            .filter(|shares| *shares != 0 && self.cpu_idle != Some(1))
+        {
             set("cpu", "cpu.shares", shares.to_string(), false);
         }
         if let Some(period) = self.cpu_period_us.filter(|period| *period != 0) {
@@ -268,18 +336,38 @@ impl Resources {
             set("cpu", "cpu.rt_runtime_us", runtime.to_string(), false);
         }
         if let Some(limit) = self.memory_limit_bytes.filter(|limit| *limit != 0) {
-            set("memory", "memory.limit_in_bytes", limit.max(-1).to_string(), false);
+            set(
+                "memory",
+                "memory.limit_in_bytes",
+                limit.max(-1).to_string(),
+                false,
+            );
         }
         match (self.memory_swap_bytes, self.memory_limit_bytes) {
             // Without swap accounting there is no file; a swap limit equal to the memory limit is then true anyway.
             (Some(swap), limit) if swap != 0 => {
-                set("memory", "memory.memsw.limit_in_bytes", swap.max(-1).to_string(), swap < 0 || Some(swap) == limit);
+                set(
+                    "memory",
+                    "memory.memsw.limit_in_bytes",
+                    swap.max(-1).to_string(),
+                    swap < 0 || Some(swap) == limit,
+                );
             }
-            (_, Some(-1)) => set("memory", "memory.memsw.limit_in_bytes", "-1".to_owned(), true),
+            (_, Some(-1)) => set(
+                "memory",
+                "memory.memsw.limit_in_bytes",
+                "-1".to_owned(),
+                true,
+            ),
             _ => {}
         }
         if let Some(soft) = self.memory_reservation_bytes.filter(|soft| *soft != 0) {
-            set("memory", "memory.soft_limit_in_bytes", soft.max(-1).to_string(), false);
+            set(
+                "memory",
+                "memory.soft_limit_in_bytes",
+                soft.max(-1).to_string(),
+                false,
+            );
         }
         if let Some(swappiness) = self.memory_swappiness {
             set("memory", "memory.swappiness", swappiness.to_string(), false);
@@ -294,15 +382,30 @@ impl Resources {
             set("blkio", "blkio.weight", weight.to_string(), false);
         }
         for (major, minor, weight) in &self.io_weight_devices {
-            set("blkio", "blkio.weight_device", format!("{major}:{minor} {weight}"), false);
+            set(
+                "blkio",
+                "blkio.weight_device",
+                format!("{major}:{minor} {weight}"),
+                false,
+            );
         }
         for (limit, devices) in &self.io_throttle {
             for (major, minor, rate) in devices {
-                set("blkio", limit.v1_file(), format!("{major}:{minor} {rate}"), false);
+                set(
+                    "blkio",
+                    limit.v1_file(),
+                    format!("{major}:{minor} {rate}"),
+                    false,
+                );
             }
         }
         for (size, bytes) in &self.hugepage_limits {
-            set("hugetlb", &format!("hugetlb.{size}.limit_in_bytes"), bytes.max(&-1).to_string(), *bytes < 0);
+            set(
+                "hugetlb",
+                &format!("hugetlb.{size}.limit_in_bytes"),
+                bytes.max(&-1).to_string(),
+                *bytes < 0,
+            );
         }
         for (device, limits) in &self.rdma {
             set("rdma", "rdma.max", rdma_value(device, *limits), false);
@@ -312,8 +415,13 @@ impl Resources {
 }
 
 fn rdma_value(device: &str, (handles, objects): (Option<u32>, Option<u32>)) -> String {
-    let text = |limit: Option<u32>| limit.map_or_else(|| "max".to_owned(), |limit| limit.to_string());
-    format!("{device} hca_handle={} hca_object={}", text(handles), text(objects))
+    let text =
+        |limit: Option<u32>| limit.map_or_else(|| "max".to_owned(), |limit| limit.to_string());
+    format!(
+        "{device} hca_handle={} hca_object={}",
+        text(handles),
+        text(objects)
+    )
 }
 
 #[cfg(test)]
@@ -321,39 +429,70 @@ mod tests {
     use super::*;
 
     fn v2(resources: &Resources) -> Vec<(String, String)> {
-        resources.settings(Layout::Unified).unwrap().into_iter().map(|s| (s.file, s.value)).collect()
+        resources
+            .settings(Layout::Unified)
+            .unwrap()
+            .into_iter()
+            .map(|s| (s.file, s.value))
+            .collect()
     }
 
     #[test]
     fn shares_become_weights_with_both_ends_and_the_default_kept() {
-        for (shares, weight) in [(0, 0), (2, 1), (1024, 100), (262_144, 10_000), (1_000_000, 10_000)] {
+        for (shares, weight) in [
+            (0, 0),
+            (2, 1),
+            (1024, 100),
+            (262_144, 10_000),
+            (1_000_000, 10_000),
+        ] {
             assert_eq!(cpu_weight_from_shares(shares), weight, "{shares} shares");
         }
     }
 
     #[test]
     fn swap_on_v2_is_what_is_above_memory() {
-        let resources =
-            Resources { memory_limit_bytes: Some(100), memory_swap_bytes: Some(150), ..Resources::default() };
+        let resources = Resources {
+            memory_limit_bytes: Some(100),
+            memory_swap_bytes: Some(150),
+            ..Resources::default()
+        };
         assert!(v2(&resources).contains(&("memory.swap.max".into(), "50".into())));
-        let below = Resources { memory_limit_bytes: Some(100), memory_swap_bytes: Some(50), ..Resources::default() };
+        let below = Resources {
+            memory_limit_bytes: Some(100),
+            memory_swap_bytes: Some(50),
+            ..Resources::default()
+        };
         assert!(below.settings(Layout::Unified).is_err());
     }
 
     #[test]
     fn a_quota_without_period_leaves_the_period() {
-        let resources = Resources { cpu_quota_us: Some(5000), ..Resources::default() };
+        let resources = Resources {
+            cpu_quota_us: Some(5000),
+            ..Resources::default()
+        };
         assert_eq!(v2(&resources), [("cpu.max".into(), "5000".into())]);
-        let lifted = Resources { cpu_quota_us: Some(-1), cpu_period_us: Some(100_000), ..Resources::default() };
+        let lifted = Resources {
+            cpu_quota_us: Some(-1),
+            cpu_period_us: Some(100_000),
+            ..Resources::default()
+        };
         assert_eq!(v2(&lifted), [("cpu.max".into(), "max 100000".into())]);
     }
 
     #[test]
     fn what_a_layout_cannot_limit_is_refused() {
-        let realtime = Resources { cpu_realtime_runtime_us: Some(1), ..Resources::default() };
+        let realtime = Resources {
+            cpu_realtime_runtime_us: Some(1),
+            ..Resources::default()
+        };
         assert!(realtime.settings(Layout::Unified).is_err());
         assert!(realtime.settings(Layout::Hybrid).is_ok());
-        let unified = Resources { unified: [("memory.high".into(), "1".into())].into(), ..Resources::default() };
+        let unified = Resources {
+            unified: [("memory.high".into(), "1".into())].into(),
+            ..Resources::default()
+        };
         assert!(unified.settings(Layout::Hybrid).is_err());
     }
 }

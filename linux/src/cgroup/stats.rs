@@ -60,7 +60,11 @@ impl StatsReader {
             memory_stat: open("memory", "memory.stat", "memory.stat"),
             memory_limit: open("memory", "memory.max", "memory.limit_in_bytes"),
             memory_events: open("memory", "memory.events", "memory.oom_control"),
-            swap: open("memory", "memory.swap.current", "memory.memsw.usage_in_bytes"),
+            swap: open(
+                "memory",
+                "memory.swap.current",
+                "memory.memsw.usage_in_bytes",
+            ),
             pids: open("pids", "pids.current", "pids.current"),
         }
     }
@@ -76,13 +80,16 @@ impl StatsReader {
         };
         let unified = self.layout == Layout::Unified;
         let cpu_usage_ns = if unified {
-            text(&self.cpu)?.and_then(|text| flat_value(&text, "usage_usec")).map(|us| us * 1000)
+            text(&self.cpu)?
+                .and_then(|text| flat_value(&text, "usage_usec"))
+                .map(|us| us * 1000)
         } else {
             number(&self.cpu)?
         };
         let usage = number(&self.memory_usage)?;
         let stat = text(&self.memory_stat)?.unwrap_or_default();
-        let key = |v2: &'static str, v1: &'static str| flat_value(&stat, if unified { v2 } else { v1 });
+        let key =
+            |v2: &'static str, v1: &'static str| flat_value(&stat, if unified { v2 } else { v1 });
         let inactive_file = key("inactive_file", "total_inactive_file").unwrap_or(0);
         let swap = number(&self.swap)?;
         Ok(Stats {
@@ -91,11 +98,17 @@ impl StatsReader {
             memory_working_set_bytes: usage.map(|usage| usage.saturating_sub(inactive_file)),
             memory_rss_bytes: key("anon", "total_rss"),
             // v1 shows "no limit" as the largest page-aligned number.
-            memory_limit_bytes: number(&self.memory_limit)?.filter(|limit| *limit < i64::MAX as u64 - 0xffff),
+            memory_limit_bytes: number(&self.memory_limit)?
+                .filter(|limit| *limit < i64::MAX as u64 - 0xffff),
             page_faults: key("pgfault", "total_pgfault"),
             major_page_faults: key("pgmajfault", "total_pgmajfault"),
             // v1 counts memory and swap together.
-            swap_usage_bytes: if unified { swap } else { swap.zip(usage).map(|(both, memory)| both.saturating_sub(memory)) },
+            swap_usage_bytes: if unified {
+                swap
+            } else {
+                swap.zip(usage)
+                    .map(|(both, memory)| both.saturating_sub(memory))
+            },
             pids: number(&self.pids)?,
             oom_kills: text(&self.memory_events)?.and_then(|text| flat_value(&text, "oom_kill")),
         })
