@@ -7,6 +7,8 @@ pub mod field;
 pub mod names;
 pub mod object;
 pub mod quantity;
+pub mod resources;
 pub mod schema;
 pub mod selector;
+pub mod taints;
 pub mod time;
