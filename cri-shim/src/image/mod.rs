@@ -1,0 +1,30 @@
+//! The image store: documents by digest, one unpacked copy of each layer, names.
+//!
+//! Below the store's root, `blobs/sha256/` holds manifests and configurations by their digest, `layers/<n>` the
+//! unpacked layers, ready to be stacked by overlayfs, and `ingest/` what is on its way in. What exists is what
+//! the journal says; anything else in those folders is a leftover and goes at the next start. A layer's compressed
+//! blob isn't kept. Layers are known by their chain id, since what a folder's attributes are may depend on the
+//! layers below.
+//!
+//! [`Store::import`] takes an OCI archive or a docker archive, [`Store::import_layout`] an OCI layout's folder.
+
+mod archive;
+mod digest;
+mod document;
+mod error;
+mod import;
+mod layer;
+mod reference;
+mod store;
+#[cfg(test)]
+mod tests;
+mod unpack;
+
+pub use digest::{Digest, InvalidDigest};
+pub use document::{Execution, ImageConfig, Platform};
+pub use error::Error;
+pub use import::Imported;
+pub use layer::Hold;
+pub use reference::{InvalidReference, Reference, Version};
+pub use store::{FsUsage, ImageRecord, Store};
+pub use unpack::Limits;

@@ -1,0 +1,210 @@
+//! Archives made here, imported into a store of the test's.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use flate2::write::GzEncoder;
+use journal::Journal;
+use serde_json::json;
+
+use super::*;
+
+fn open(root: &Path) -> Store {
+    let journal = Arc::new(Journal::open(root.join("journal"), 1).unwrap());
+    Store::open(root.join("images"), journal, Limits::default()).unwrap()
+}
+
+fn tar_of(files: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        archive
+            .append_data(&mut header, name, content.as_slice())
+            .unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// An OCI image of those layers (each one file), compressed in the three ways in turn, as a layout's files.
+fn oci(layers: &[(&str, &str)], name: &str) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut blob = |bytes: Vec<u8>| {
+        let digest = Digest::of(&bytes);
+        let size = bytes.len();
+        files.insert(format!("blobs/sha256/{}", digest.hex()), bytes);
+        json!({"digest": digest, "size": size})
+    };
+    let mut diff_ids = Vec::new();
+    let mut descriptors = Vec::new();
+    for (index, (file, content)) in layers.iter().enumerate() {
+        let layer = tar_of(&BTreeMap::from([(
+            (*file).to_owned(),
+            content.as_bytes().to_vec(),
+        )]));
+        diff_ids.push(Digest::of(&layer));
+        descriptors.push(blob(match index % 3 {
+            0 => gzip(&layer),
+            1 => zstd::encode_all(layer.as_slice(), 1).unwrap(),
+            _ => layer,
+        }));
+    }
+    let platform = Platform::ours();
+    let config = json!({"os": "linux", "architecture": platform.architecture,
+        "config": {"Cmd": ["/x"]}, "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    let config = blob(serde_json::to_vec(&config).unwrap());
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": descriptors});
+    let mut manifest = blob(serde_json::to_vec(&manifest).unwrap());
+    manifest["platform"] = json!(platform);
+    let strange = json!({"digest": Digest::of(b"strange"), "size": 1,
+        "platform": {"os": "plan9", "architecture": "mips"}});
+    let nested = json!({"schemaVersion": 2, "manifests": [strange, manifest]});
+    let mut nested = blob(serde_json::to_vec(&nested).unwrap());
+    nested["annotations"] = json!({"org.opencontainers.image.ref.name": name});
+    let index = json!({"schemaVersion": 2, "manifests": [nested]});
+    files.insert("index.json".into(), serde_json::to_vec(&index).unwrap());
+    files
+}
+
+#[test]
+fn an_oci_archive_is_found_by_every_name_and_its_layers_are_stacked() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let archive = tar_of(&oci(
+        &[("a", "1"), ("b", "2"), ("c", "3")],
+        "example.com/app:v1",
+    ));
+    let imported = store.import(gzip(&archive).as_slice(), None).unwrap();
+    assert_eq!(imported[0].names, ["example.com/app:v1"]);
+    let id = imported[0].id.clone();
+    let image = store.get("example.com/app:v1").unwrap();
+    let digest = image.digests.first().unwrap().clone();
+    for name in [id.as_str(), id.hex(), &id.hex()[..12], &digest] {
+        assert_eq!(store.get(name).unwrap().id, id, "{name}");
+    }
+    for name in ["example.com/app", "nosuch", "", "sha256:zz"] {
+        assert!(matches!(store.get(name), Err(Error::NotFound(_))), "{name}");
+    }
+    let directories = store.directories(&store.hold(&image)).unwrap();
+    assert!(directories[0].join("c").exists() && directories[2].join("a").exists());
+    assert_eq!(
+        std::fs::read_dir(root.path().join("images/ingest"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn a_shared_layer_is_unpacked_once_and_goes_with_its_last_user() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let layers = || {
+        std::fs::read_dir(root.path().join("images/layers"))
+            .unwrap()
+            .count()
+            - 1
+    };
+    let one = oci(&[("base", "1"), ("x", "1")], "one:1");
+    let two = oci(&[("base", "1"), ("y", "1")], "two:1");
+    store.import(tar_of(&one).as_slice(), None).unwrap();
+    store.import(tar_of(&two).as_slice(), None).unwrap();
+    assert_eq!(layers(), 3);
+    store.remove("one:1").unwrap();
+    assert_eq!(layers(), 2);
+    let hold = store.hold(&store.get("two:1").unwrap());
+    store.remove("two:1").unwrap();
+    assert_eq!(layers(), 2, "a container's layers stay");
+    drop(hold);
+    store.collect().unwrap();
+    assert_eq!(layers(), 0);
+    assert_eq!(store.usage(), FsUsage::default());
+}
+
+#[test]
+fn names_move_and_survive_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let old = store
+        .import(tar_of(&oci(&[("a", "1")], "app:1")).as_slice(), None)
+        .unwrap();
+    let new = store
+        .import(tar_of(&oci(&[("a", "2")], "app:1")).as_slice(), None)
+        .unwrap();
+    assert_eq!(store.get("app:1").unwrap().id, new[0].id);
+    assert!(store.get(old[0].id.as_str()).unwrap().names.is_empty());
+    store.settle().unwrap();
+    std::fs::create_dir(root.path().join("images/layers/partial-99")).unwrap();
+    drop(store);
+    let store = open(root.path());
+    assert_eq!(store.get("app:1").unwrap().id, new[0].id);
+    assert_eq!(store.list().len(), 2);
+    assert!(!root.path().join("images/layers/partial-99").exists());
+}
+
+#[test]
+fn a_docker_archive_is_imported_by_its_tags() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let layer = tar_of(&BTreeMap::from([("a".to_owned(), b"1".to_vec())]));
+    let config = json!({"os": "linux", "architecture": Platform::ours().architecture, "config": {"Cmd": ["/a"]},
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(&layer)]}});
+    let table = json!([{"Config": "c.json", "RepoTags": ["app:2"], "Layers": ["l/layer.tar"]}]);
+    let archive = tar_of(&BTreeMap::from([
+        ("c.json".to_owned(), serde_json::to_vec(&config).unwrap()),
+        ("l/layer.tar".to_owned(), layer),
+        (
+            "manifest.json".to_owned(),
+            serde_json::to_vec(&table).unwrap(),
+        ),
+    ]));
+    let imported = store.import(archive.as_slice(), None).unwrap();
+    assert_eq!(imported[0].names, ["docker.io/library/app:2"]);
+    let renamed = store.import(archive.as_slice(), Some("other")).unwrap();
+    assert_eq!(
+        renamed[0].names,
+        ["docker.io/library/app:2", "docker.io/library/other:latest"]
+    );
+}
+
+#[test]
+fn content_that_is_not_what_its_digest_says_is_refused_and_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let honest = oci(&[("a", "1")], "app:1");
+    for victim in honest.keys().filter(|name| name.starts_with("blobs/")) {
+        let mut files = honest.clone();
+        let content = files.get_mut(victim).unwrap();
+        let last = content.len() - 1;
+        content[last] ^= 1;
+        let error = store.import(tar_of(&files).as_slice(), None).unwrap_err();
+        assert!(
+            matches!(error, Error::Mismatch { .. } | Error::Layer { .. }),
+            "{victim}: {error}"
+        );
+    }
+    assert!(store.list().is_empty());
+    store.collect().unwrap();
+    assert_eq!(
+        std::fs::read_dir(root.path().join("images/layers"))
+            .unwrap()
+            .count(),
+        1
+    );
+    let error = store
+        .import(tar_of(&BTreeMap::new()).as_slice(), None)
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("neither an index.json"),
+        "{error}"
+    );
+}

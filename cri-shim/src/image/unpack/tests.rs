@@ -1,0 +1,269 @@
+//! Layers made entry by entry, unpacked as root into a directory of the test's.
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use tar::{Builder, EntryType, Header};
+
+use super::*;
+
+/// An archive in the making. Names are written as they are: tar's own builder would refuse the hostile ones.
+struct Layer(Builder<Vec<u8>>);
+
+impl Layer {
+    fn new() -> Self {
+        Self(Builder::new(Vec::new()))
+    }
+
+    fn add(mut self, name: &str, kind: EntryType, mode: u32, content: &str) -> Self {
+        let mut header = Header::new_gnu();
+        header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(1000);
+        header.set_gid(1001);
+        header.set_mtime(1_700_000_000);
+        let data = if matches!(kind, EntryType::Symlink | EntryType::Link) {
+            header.as_gnu_mut().unwrap().linkname[..content.len()]
+                .copy_from_slice(content.as_bytes());
+            ""
+        } else {
+            content
+        };
+        header.set_size(data.len() as u64);
+        header.set_cksum();
+        self.0.append(&header, data.as_bytes()).unwrap();
+        self
+    }
+
+    fn file(self, name: &str, content: &str) -> Self {
+        self.add(name, EntryType::Regular, 0o640, content)
+    }
+
+    fn folder(self, name: &str, mode: u32) -> Self {
+        self.add(name, EntryType::Directory, mode, "")
+    }
+
+    fn xattr(mut self, name: &str, value: &str) -> Self {
+        self.0
+            .append_pax_extensions([(format!("SCHILY.xattr.{name}").as_str(), value.as_bytes())])
+            .unwrap();
+        self
+    }
+
+    fn unpack(self, below: &[PathBuf]) -> Result<tempfile::TempDir, Error> {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes = self.0.into_inner().unwrap();
+        unpack(bytes.as_slice(), dir.path(), below, Limits::default()).map(|_| dir)
+    }
+}
+
+fn refusal(layer: Layer) -> String {
+    layer.unpack(&[]).unwrap_err().to_string()
+}
+
+#[test]
+fn files_keep_mode_owner_time_links_and_attributes() {
+    let dir = Layer::new()
+        .folder("bin/", 0o1777)
+        .xattr("user.colour", "blue")
+        .add("bin/tool", EntryType::Regular, 0o4755, "content")
+        .add("bin/hard", EntryType::Link, 0o644, "bin/tool")
+        .add("bin/soft", EntryType::Symlink, 0o777, "/etc/elsewhere")
+        .add("bin/pipe", EntryType::Fifo, 0o600, "")
+        .unpack(&[])
+        .unwrap();
+    let look = |name: &str| dir.path().join(name).symlink_metadata().unwrap();
+    assert_eq!(look("bin").mode() & 0o7777, 0o1777);
+    assert_eq!(look("bin").mtime(), 1_700_000_000);
+    let tool = look("bin/tool");
+    assert_eq!(
+        (tool.mode() & 0o7777, tool.uid(), tool.gid(), tool.mtime()),
+        (0o4755, 1000, 1001, 1_700_000_000)
+    );
+    assert_eq!((tool.nlink(), tool.ino()), (2, look("bin/hard").ino()));
+    assert_eq!(
+        std::fs::read_link(dir.path().join("bin/soft")).unwrap(),
+        Path::new("/etc/elsewhere")
+    );
+    assert_eq!(
+        (look("bin/soft").uid(), look("bin/soft").mtime()),
+        (1000, 1_700_000_000)
+    );
+    assert!(look("bin/pipe").file_type().is_fifo());
+    let mut value = [0; 16];
+    let path = dir.path().join("bin/tool");
+    let n = rustix::fs::getxattr(&path, "user.colour", &mut value).unwrap();
+    assert_eq!(&value[..n], b"blue");
+}
+
+#[test]
+fn whiteouts_become_overlayfs_marks() {
+    let dir = Layer::new()
+        .file("a/.wh.gone", "")
+        .file("b/.wh..wh..opq", "")
+        .file("b/new", "x")
+        .file(".wh.c", "")
+        .folder("c", 0o755)
+        .file("d", "kept")
+        .file(".wh.d", "")
+        .unpack(&[])
+        .unwrap();
+    let gone = dir.path().join("a/gone").symlink_metadata().unwrap();
+    assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
+    for folder in ["b", "c"] {
+        let mut value = [0; 4];
+        let n = rustix::fs::getxattr(
+            dir.path().join(folder),
+            "trusted.overlay.opaque",
+            &mut value,
+        )
+        .unwrap();
+        assert_eq!(&value[..n], b"y", "{folder}");
+    }
+    assert_eq!(
+        std::fs::read_to_string(dir.path().join("d")).unwrap(),
+        "kept"
+    );
+}
+
+#[test]
+fn a_folder_that_the_layer_does_not_mention_is_as_in_the_layers_below() {
+    let below = Layer::new()
+        .folder("home", 0o711)
+        .folder("home/user", 0o700)
+        .unpack(&[])
+        .unwrap();
+    let dir = Layer::new()
+        .file("home/user/new", "x")
+        .unpack(&[below.path().into()])
+        .unwrap();
+    let home = dir.path().join("home").metadata().unwrap();
+    let user = dir.path().join("home/user").metadata().unwrap();
+    assert_eq!((home.mode() & 0o7777, home.uid()), (0o711, 1000));
+    assert_eq!((user.mode() & 0o7777, user.gid()), (0o700, 1001));
+}
+
+#[test]
+fn later_entries_take_the_place_of_earlier_ones() {
+    let dir = Layer::new()
+        .folder("a", 0o755)
+        .file("a/x", "1")
+        .file("a", "now a file")
+        .file("b", "file")
+        .folder("b", 0o755)
+        .file("b/y", "2")
+        .unpack(&[])
+        .unwrap();
+    assert_eq!(
+        std::fs::read_to_string(dir.path().join("a")).unwrap(),
+        "now a file"
+    );
+    assert_eq!(
+        std::fs::read_to_string(dir.path().join("b/y")).unwrap(),
+        "2"
+    );
+}
+
+#[test]
+fn nothing_is_written_outside_the_layer() {
+    let outside = tempfile::tempdir().unwrap();
+    let target = outside.path().to_str().unwrap();
+    assert!(refusal(Layer::new().file("../evil", "x")).contains("leads upwards"));
+    assert!(
+        refusal(Layer::new().add("x", EntryType::Link, 0o644, "../../etc/passwd"))
+            .contains("leads upwards")
+    );
+    // An absolute name stays inside.
+    let dir = Layer::new().file("/abs/evil", "x").unpack(&[]).unwrap();
+    assert!(dir.path().join("abs/evil").exists());
+    // A symlink's target means a place in the layer, where there is none.
+    let error = refusal(
+        Layer::new()
+            .add("way", EntryType::Symlink, 0o777, target)
+            .file("way/evil", "x"),
+    );
+    assert!(error.starts_with("entry \"way/evil\""), "{error}");
+    let chained = Layer::new()
+        .add("one", EntryType::Symlink, 0o777, "..")
+        .add("two", EntryType::Symlink, 0o777, "one/..")
+        .file("two/evil", "x")
+        .unpack(&[])
+        .unwrap();
+    assert!(
+        chained.path().join("evil").exists(),
+        "`..` of the root is the root"
+    );
+    // A file never follows a symlink of its own name.
+    let replaced = Layer::new()
+        .add("evil", EntryType::Symlink, 0o777, &format!("{target}/evil"))
+        .file("evil", "x")
+        .unpack(&[])
+        .unwrap();
+    assert!(
+        replaced
+            .path()
+            .join("evil")
+            .symlink_metadata()
+            .unwrap()
+            .is_file()
+    );
+    let link = Layer::new()
+        .add("hosts", EntryType::Symlink, 0o777, "/etc/hosts")
+        .add("h", EntryType::Link, 0, "hosts");
+    assert!(
+        link.unpack(&[])
+            .unwrap()
+            .path()
+            .join("h")
+            .symlink_metadata()
+            .unwrap()
+            .is_symlink()
+    );
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn attributes_that_steer_overlayfs_are_refused() {
+    let error = refusal(
+        Layer::new()
+            .xattr("trusted.overlay.redirect", "/etc")
+            .folder("x", 0o755),
+    );
+    assert!(error.contains("overlayfs's own"), "{error}");
+}
+
+#[test]
+fn a_layer_larger_than_its_limit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = Layer::new()
+        .file("a", "12345")
+        .file("b", "12345")
+        .0
+        .into_inner()
+        .unwrap();
+    for limits in [
+        Limits {
+            size_bytes: 9,
+            entries: 9,
+        },
+        Limits {
+            size_bytes: 99,
+            entries: 1,
+        },
+    ] {
+        let error = unpack(bytes.as_slice(), dir.path(), &[], limits).unwrap_err();
+        assert!(matches!(error, Error::TooLarge(_)), "{error}");
+    }
+}
+
+#[test]
+fn a_truncated_archive_is_an_error() {
+    let mut bytes = Layer::new()
+        .file("a", &"x".repeat(4000))
+        .0
+        .into_inner()
+        .unwrap();
+    bytes.truncate(1500);
+    let dir = tempfile::tempdir().unwrap();
+    assert!(unpack(bytes.as_slice(), dir.path(), &[], Limits::default()).is_err());
+}
