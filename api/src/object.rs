@@ -53,6 +53,20 @@ pub fn child<'a>(object: &'a mut Value, key: &str) -> &'a mut Value {
     slot
 }
 
+/// The items of the list at a key, for changing; none if there is no list.
+pub fn items_mut<'a>(object: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> {
+    object
+        .get_mut(key)
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+}
+
+/// The object at a key, for changing, if there is one.
+pub fn part_mut<'a>(object: &'a mut Value, key: &str) -> Option<&'a mut Value> {
+    object.get_mut(key).filter(|part| part.is_object())
+}
+
 /// Sets a key that is absent or null.
 pub fn set_default(object: &mut Value, key: &str, value: impl Into<Value>) {
     if let Some(map) = object.as_object_mut()

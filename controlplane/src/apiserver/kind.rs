@@ -18,26 +18,52 @@ pub struct Column {
 }
 
 impl Column {
-    pub const NAME: Self = Self { name: "Name", kind: "string", format: "name", priority: 0 };
+    pub const NAME: Self = Self {
+        name: "Name",
+        kind: "string",
+        format: "name",
+        priority: 0,
+    };
     pub const AGE: Self = Self::text("Age");
 
     pub const fn text(name: &'static str) -> Self {
-        Self { name, kind: "string", format: "", priority: 0 }
+        Self {
+            name,
+            kind: "string",
+            format: "",
+            priority: 0,
+        }
     }
 
     pub const fn number(name: &'static str) -> Self {
-        Self { name, kind: "integer", format: "", priority: 0 }
+        Self {
+            name,
+            kind: "integer",
+            format: "",
+            priority: 0,
+        }
     }
 
     /// The same column, shown with `-o wide` only.
     pub const fn wide(self) -> Self {
-        Self { priority: 1, ..self }
+        Self {
+            priority: 1,
+            ..self
+        }
     }
 }
 
 /// Every verb of a kind that is stored.
-pub const ALL_VERBS: &[&str] =
-    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+pub const ALL_VERBS: &[&str] = &[
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 
 /// A built-in kind: its names, its defaults, its rules, and how it is shown.
 ///
@@ -86,6 +112,10 @@ pub struct Kind {
 impl Kind {
     /// `v1` or `apps/v1`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 }

@@ -1,0 +1,281 @@
+//! What all kinds have in common, and what users see of each.
+
+use api::field::aggregate;
+use api::schema::{Struct, decode};
+use serde_json::{Value, json};
+
+use super::super::kind::Kind;
+use super::kinds;
+
+fn kind(name: &str) -> &'static Kind {
+    kinds().iter().find(|k| k.kind == name).expect(name)
+}
+
+/// Decodes, defaults and prepares an object as a create does.
+fn created(name: &str, mut object: Value) -> Value {
+    let kind = kind(name);
+    decode(Struct::find(kind.schema).expect(kind.schema), &mut object).expect("decodes");
+    (kind.default)(&mut object);
+    (kind.prepare_create)(&mut object);
+    object
+}
+
+fn problems(name: &str, object: Value) -> String {
+    aggregate(&(kind(name).validate)(&created(name, object)))
+}
+
+fn has_null(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.iter().any(has_null),
+        Value::Object(map) => map.values().any(has_null),
+        _ => false,
+    }
+}
+
+fn container() -> Value {
+    json!({"name": "web", "image": "nginx:1"})
+}
+
+fn pod(spec: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": spec})
+}
+
+fn deployment() -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d", "namespace": "default"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "d"}},
+            "template": {"metadata": {"labels": {"app": "d"}}, "spec": {"containers": [container()]}}
+        }
+    })
+}
+
+#[test]
+fn every_kind_is_consistent() {
+    for kind in kinds() {
+        assert!(
+            Struct::find(kind.schema).is_some(),
+            "{} has no schema {}",
+            kind.kind,
+            kind.schema
+        );
+        let empty = json!({"metadata": {"name": "x"}});
+        let row = (kind.row)(&empty, jiff::Timestamp::UNIX_EPOCH);
+        assert_eq!(
+            row.len(),
+            kind.columns.len(),
+            "{} shows as many cells as columns",
+            kind.kind
+        );
+        let fields = (kind.selectable_fields)(&empty);
+        assert!(
+            fields.iter().any(|(name, _)| *name == "metadata.name"),
+            "{}",
+            kind.kind
+        );
+        assert_eq!(
+            fields.iter().any(|(name, _)| *name == "metadata.namespace"),
+            kind.namespaced,
+            "{}",
+            kind.kind
+        );
+        let mut once = empty.clone();
+        (kind.default)(&mut once);
+        let mut twice = once.clone();
+        (kind.default)(&mut twice);
+        assert_eq!(once, twice, "the defaults of {} are idempotent", kind.kind);
+        assert!(
+            !has_null(&once),
+            "the defaults of {} leave no null: {once}",
+            kind.kind
+        );
+        // Nothing panics on what has no form.
+        for odd in [
+            json!({}),
+            json!({"metadata": 1, "spec": [], "status": "x"}),
+            json!({"spec": {"ports": {}}}),
+        ] {
+            let _ = (kind.validate)(&odd);
+            let _ = (kind.validate_update)(&odd, &empty);
+            let _ = (kind.row)(&odd, jiff::Timestamp::UNIX_EPOCH);
+        }
+    }
+}
+
+#[test]
+fn a_pod_gets_upstreams_defaults() {
+    let mut wanted = pod(json!({
+        "containers": [{
+            "name": "web", "image": "nginx:1",
+            "ports": [{"containerPort": 80, "protocol": "TCP"}],
+            "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}},
+            "livenessProbe": {
+                "httpGet": {"path": "/", "port": 80, "scheme": "HTTP"},
+                "timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3
+            },
+            "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
+            "imagePullPolicy": "IfNotPresent"
+        }],
+        "volumes": [{"name": "s", "secret": {"secretName": "x", "defaultMode": 420}}, {"name": "e", "emptyDir": {}}],
+        "restartPolicy": "Always", "terminationGracePeriodSeconds": 30, "dnsPolicy": "ClusterFirst",
+        "securityContext": {}, "schedulerName": "default-scheduler", "enableServiceLinks": true
+    }));
+    wanted["status"] = json!({"phase": "Pending", "qosClass": "Guaranteed"});
+    wanted["metadata"]["generation"] = 1.into();
+    let given = pod(json!({
+        "containers": [{
+            "name": "web", "image": "nginx:1", "ports": [{"containerPort": 80}],
+            "resources": {"limits": {"cpu": "1000m", "memory": "1024Mi"}},
+            "livenessProbe": {"httpGet": {"port": 80}}
+        }],
+        "volumes": [{"name": "s", "secret": {"secretName": "x"}}, {"name": "e"}]
+    }));
+    assert_eq!(created("Pod", given), wanted);
+}
+
+#[test]
+fn a_deployment_gets_upstreams_defaults() {
+    let object = created("Deployment", deployment());
+    let spec = &object["spec"];
+    assert_eq!(spec["replicas"], 1);
+    assert_eq!(
+        spec["strategy"],
+        json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": "25%"}})
+    );
+    assert_eq!(
+        (
+            &spec["revisionHistoryLimit"],
+            &spec["progressDeadlineSeconds"]
+        ),
+        (&json!(10), &json!(600))
+    );
+    assert!(
+        spec["template"]["spec"]["enableServiceLinks"].is_null(),
+        "not frozen into the template"
+    );
+    assert_eq!(object["metadata"]["generation"], 1);
+    assert!((kind("Deployment").validate)(&object).is_empty());
+}
+
+#[test]
+fn a_service_gets_upstreams_defaults() {
+    let service = json!({"metadata": {"name": "s", "namespace": "default"}, "spec": {"ports": [{"port": 80}]}});
+    let object = created("Service", service);
+    assert_eq!(
+        object["spec"],
+        json!({
+            "ports": [{"protocol": "TCP", "port": 80, "targetPort": 80}],
+            "type": "ClusterIP", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster"
+        })
+    );
+    assert!((kind("Service").validate)(&object).is_empty());
+}
+
+#[test]
+fn common_mistakes_are_told_in_upstreams_words() {
+    assert_eq!(
+        problems("Pod", pod(json!({}))),
+        "spec.containers: Required value"
+    );
+    let broken =
+        json!({"containers": [{"image": "i", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]});
+    assert_eq!(
+        problems("Pod", pod(broken)),
+        r#"[spec.containers[0].name: Required value, spec.containers[0].volumeMounts[0].name: Not found: "v"]"#
+    );
+    let twice = json!({"containers": [container(), container()], "restartPolicy": "Sometimes"});
+    assert_eq!(
+        problems("Pod", pod(twice)),
+        r#"[spec.containers[1].name: Duplicate value: "web", spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "Never", "OnFailure"]"#
+    );
+    let mut greedy = container();
+    greedy["resources"] = json!({"limits": {"cpu": "1"}, "requests": {"cpu": "2"}});
+    assert_eq!(
+        problems("Pod", pod(json!({"containers": [greedy]}))),
+        r#"spec.containers[0].resources.requests: Invalid value: "2": must be less than or equal to cpu limit of 1"#
+    );
+    let mut stray = deployment();
+    stray["spec"]["template"]["metadata"]["labels"] = json!({"app": "other"});
+    assert_eq!(
+        problems("Deployment", stray),
+        r#"spec.template.metadata.labels: Invalid value: {"app":"other"}: `selector` does not match template `labels`"#
+    );
+    let mut bare = deployment();
+    bare["spec"]["selector"] = Value::Null;
+    assert_eq!(
+        problems("Deployment", bare),
+        "spec.selector: Required value"
+    );
+    let service = json!({"metadata": {"name": "s", "namespace": "default"}, "spec": {}});
+    assert_eq!(problems("Service", service), "spec.ports: Required value");
+}
+
+#[test]
+fn only_a_pods_images_and_the_like_may_change() {
+    let old = created("Pod", pod(json!({"containers": [container()]})));
+    let update = |change: fn(&mut Value)| {
+        let mut new = old.clone();
+        change(&mut new["spec"]);
+        aggregate(&(kind("Pod").validate_update)(&new, &old))
+    };
+    assert_eq!(
+        update(|spec| spec["containers"][0]["image"] = "nginx:2".into()),
+        "[]"
+    );
+    assert_eq!(
+        update(|spec| spec["tolerations"] = json!([{"operator": "Exists"}])),
+        "[]"
+    );
+    assert!(
+        update(|spec| spec["hostNetwork"] = true.into())
+            .starts_with("spec: Forbidden: pod updates may not change")
+    );
+}
+
+#[test]
+fn a_deployments_selector_is_immutable() {
+    let old = created("Deployment", deployment());
+    let mut new = old.clone();
+    new["spec"]["selector"]["matchLabels"]["tier"] = "x".into();
+    assert_eq!(
+        aggregate(&(kind("Deployment").validate_update)(&new, &old)),
+        r#"spec.selector: Invalid value: {"matchLabels":{"app":"d","tier":"x"}}: field is immutable"#
+    );
+}
+
+#[test]
+fn generations_count_changes_of_the_spec() {
+    let kind = kind("Deployment");
+    let old = created("Deployment", deployment());
+    let mut new = old.clone();
+    new["status"] = json!({"replicas": 9});
+    (kind.prepare_update)(&mut new, &old);
+    assert_eq!(
+        (&new["metadata"]["generation"], &new["status"]),
+        (&json!(1), &json!({}))
+    );
+    new["spec"]["replicas"] = 2.into();
+    (kind.prepare_update)(&mut new, &old);
+    assert_eq!(new["metadata"]["generation"], 2);
+    let mut status = old.clone();
+    status["status"] = json!({"replicas": 1});
+    status["spec"]["replicas"] = 7.into();
+    (kind.prepare_status_update)(&mut status, &old);
+    assert_eq!(
+        (&status["spec"]["replicas"], &status["status"]["replicas"]),
+        (&json!(1), &json!(1))
+    );
+}
+
+#[test]
+fn a_secrets_plain_data_is_encoded() {
+    let secret =
+        json!({"metadata": {"name": "s", "namespace": "default"}, "stringData": {"a": "b"}});
+    let object = created("Secret", secret);
+    assert_eq!(
+        (&object["type"], &object["data"]),
+        (&json!("Opaque"), &json!({"a": "Yg=="}))
+    );
+    assert!(object.get("stringData").is_none());
+}
