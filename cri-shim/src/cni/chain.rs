@@ -94,9 +94,9 @@ pub(super) fn gc(plugins: &Plugins, list: &ConfList, valid: &[AttachmentKey]) ->
     let env = environment("GC", plugins, None);
     all_of(list.plugins.iter().map(|conf| {
         let mut request = request(list, conf, None, None);
-        // Both names are written: libcni's releases read the first, the specification says the second.
-        request.insert("cni.dev/attachments".to_owned(), json!(valid));
+        // The first name is the one that libcni's releases and so the plugins go by, the second the specification's.
         request.insert("cni.dev/valid-attachments".to_owned(), json!(valid));
+        request.insert("cni.dev/attachments".to_owned(), json!(valid));
         run(plugins, list, conf, "GC", &env, &encode(request))
     }))
 }

@@ -6,6 +6,7 @@
 //! kernel's own words where it gives any (extended acknowledgement).
 
 mod address;
+mod bridge_vlan;
 mod conversation;
 mod error;
 mod link;
@@ -19,6 +20,7 @@ mod route;
 mod tests;
 
 pub use address::Address;
+pub use bridge_vlan::BridgeVlan;
 pub use conversation::Netlink;
 pub use error::Error;
 pub use link::{

@@ -1,0 +1,120 @@
+//! `bridge`: connects the container to a bridge of the host by a virtual cable.
+
+mod add;
+mod config;
+mod host;
+mod vlan;
+
+#[cfg(test)]
+mod tests;
+
+use linux::netlink::Netlink;
+
+use crate::protocol::{Error, Request, all_of};
+use crate::{Plugin, delegate, host_end, interface, netns};
+use config::Config;
+
+pub const PLUGIN: Plugin = Plugin {
+    name: "bridge",
+    add: add::add,
+    del,
+    check,
+    gc,
+    status,
+};
+
+/// The container's interface goes first: an address is given back only when nobody can use it any more.
+fn del(request: &Request) -> Result<(), Error> {
+    let config = Config::read(request)?;
+    match netns::open_if_there(request)? {
+        Some(netns) => {
+            let name = &request.attachment.ifname;
+            netns::inside(&netns, |inner| {
+                interface::retire(inner, name, !request.netns_ends())
+            })?;
+        }
+        // The namespace may be on its way out, or held by a stray descriptor: cut the cable.
+        None => delete_host_end(
+            &mut Netlink::open()?,
+            &host_end::name(&request.network, &request.attachment),
+        )?,
+    }
+    if config.has_ipam {
+        delegate::ipam_del(request)
+    } else {
+        Ok(())
+    }
+}
+
+fn delete_host_end(host: &mut Netlink, name: &str) -> Result<(), Error> {
+    match host.link_by_name(name)? {
+        Some(link) => Ok(host.delete_link(link.index)?),
+        None => Ok(()),
+    }
+}
+
+fn check(request: &Request) -> Result<(), Error> {
+    let config = Config::read(request)?;
+    delegate::ipam_pass_on(request, "CHECK")?;
+    let result = request.required_previous()?;
+    let name = &request.attachment.ifname;
+    let Some((_, inner)) = result.container_interface(name) else {
+        return Err(Error::failed(format!("check {name}: not in prevResult")));
+    };
+    let mut host = Netlink::open()?;
+    let bridge = interface::find(&mut host, &config.bridge)?;
+    if !bridge.is_kind("bridge") {
+        return Err(Error::failed(format!(
+            "check {}: not a bridge",
+            config.bridge
+        )));
+    }
+    let port = interface::find(
+        &mut host,
+        &host_end::name(&request.network, &request.attachment),
+    )?;
+    if port.master != Some(bridge.index) {
+        return Err(Error::failed(format!(
+            "check {}: not a port of {}",
+            port.name, config.bridge
+        )));
+    }
+    let netns = netns::open(request)?;
+    let link = netns::inside(&netns, |container| {
+        interface::verify(container, name, result)
+    })?;
+    let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+    if !inner.mac.is_empty() && !inner.mac.eq_ignore_ascii_case(&mac) {
+        return Err(Error::failed(format!(
+            "check {name}: hardware address {mac}, expected {}",
+            inner.mac
+        )));
+    }
+    Ok(())
+}
+
+/// Cables whose attachment doesn't exist any more are cut, then their addresses are given back.
+fn gc(request: &Request) -> Result<(), Error> {
+    let config = Config::read(request)?;
+    let mut host = Netlink::open()?;
+    let mut outcomes = Vec::new();
+    if let Some(bridge) = host.link_by_name(&config.bridge)? {
+        for port in host
+            .links()?
+            .iter()
+            .filter(|link| link.master == Some(bridge.index))
+        {
+            let owner = host_end::owner(&request.network, &port.alias);
+            if owner.is_some_and(|owner| !request.valid_attachments.contains(&owner)) {
+                outcomes.push(host.delete_link(port.index).map_err(Error::from));
+            }
+        }
+    }
+    outcomes.push(delegate::ipam_pass_on(request, "GC"));
+    all_of(outcomes)
+}
+
+fn status(request: &Request) -> Result<(), Error> {
+    Config::read(request)?;
+    delegate::ipam_pass_on(request, "STATUS")
+}

@@ -1,0 +1,217 @@
+//! A host and its pods, in network namespaces that end with the test.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
+
+use linux::namespace::{NamespaceKind, open_own, unshare};
+use linux::netlink::{LinkChange, Netlink, in_namespace};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A host: plugins called on it see its namespace as the host's.
+pub struct Host {
+    pub netns: OwnedFd,
+    /// For leases.
+    pub dir: TempDir,
+}
+
+/// A container's namespace.
+pub struct Pod {
+    pub id: String,
+    pub netns: OwnedFd,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        let host = Self {
+            netns: new_namespace(),
+            dir: tempfile::tempdir().expect("tempdir"),
+        };
+        host.inside(|| {
+            let mut netlink = Netlink::open().expect("netlink");
+            let lo = netlink.link_by_name("lo").expect("get").expect("lo").index;
+            netlink
+                .change_link(
+                    lo,
+                    &LinkChange {
+                        up: Some(true),
+                        ..LinkChange::default()
+                    },
+                )
+                .expect("lo up");
+        });
+        host
+    }
+
+    /// Runs `work` as the host.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        in_namespace(&self.netns, work).expect("enter host")
+    }
+
+    /// A configuration of `bridge` with `host-local` for both families.
+    pub fn bridge_config(&self) -> Value {
+        json!({
+            "cniVersion": "1.1.0",
+            "name": "net",
+            "type": "bridge",
+            "bridge": "br0",
+            "isGateway": true,
+            "ipMasq": true,
+            "hairpinMode": true,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": self.dir.path(),
+                "ranges": [[{ "subnet": "10.1.0.0/24" }], [{ "subnet": "fd00:1::/64" }]],
+                "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
+            },
+        })
+    }
+
+    /// Calls a plugin for a pod; its result or its error.
+    pub fn call(&self, command: &str, pod: &Pod, config: &Value) -> Result<Value, Value> {
+        self.call_with(
+            command,
+            &[("CNI_CONTAINERID", &pod.id), ("CNI_NETNS", &pod.path())],
+            config,
+        )
+    }
+
+    /// Calls a plugin for a pod whose namespace is gone.
+    pub fn call_without_netns(
+        &self,
+        command: &str,
+        id: &str,
+        config: &Value,
+    ) -> Result<Value, Value> {
+        self.call_with(command, &[("CNI_CONTAINERID", id)], config)
+    }
+
+    fn call_with(
+        &self,
+        command: &str,
+        more: &[(&str, &str)],
+        config: &Value,
+    ) -> Result<Value, Value> {
+        let standard = [
+            ("CNI_COMMAND", command),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/usr/lib/cni"),
+        ];
+        let env = standard
+            .iter()
+            .chain(more)
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let env: BTreeMap<String, String> = env.collect();
+        let name = config["type"].as_str().expect("type");
+        let stdin = config.to_string();
+        let output = self
+            .inside(|| crate::run(name, &env, stdin.as_bytes()))
+            .expect("plugin");
+        let value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        if output.code == 0 {
+            Ok(value)
+        } else {
+            Err(value)
+        }
+    }
+
+    /// The names of the host's interfaces.
+    pub fn links(&self) -> Vec<String> {
+        self.inside(|| Netlink::open().expect("netlink").links().expect("links"))
+            .into_iter()
+            .map(|l| l.name)
+            .collect()
+    }
+
+    /// The addresses that are leased, sorted.
+    pub fn leases(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.dir.path().join("net")) else {
+            return Vec::new();
+        };
+        let names = entries.map(|entry| {
+            entry
+                .expect("entry")
+                .file_name()
+                .into_string()
+                .expect("name")
+        });
+        let mut ips: Vec<String> = names
+            .filter(|name| name.parse::<IpAddr>().is_ok())
+            .collect();
+        ips.sort();
+        ips
+    }
+}
+
+impl Pod {
+    pub fn new(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            netns: new_namespace(),
+        }
+    }
+
+    /// A path that leads to the namespace as long as this lives.
+    pub fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.netns.as_raw_fd())
+    }
+
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        in_namespace(&self.netns, work).expect("enter pod")
+    }
+}
+
+/// The addresses of a result.
+pub fn ips(result: &Value) -> Vec<IpAddr> {
+    let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
+    result["ips"]
+        .as_array()
+        .expect("ips")
+        .iter()
+        .map(|ip| address(ip).expect("address"))
+        .collect()
+}
+
+/// Makes a TCP connection from one namespace to a listener in another; the address that the listener sees, or `None`.
+pub fn connect(from: &OwnedFd, to: &OwnedFd, address: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = if address.is_ipv4() {
+        [0; 4].into()
+    } else {
+        [0u16; 8].into()
+    };
+    let listener = in_namespace(to, || {
+        TcpListener::bind((any, address.port())).expect("bind")
+    })
+    .expect("enter");
+    let seen = thread::spawn(move || {
+        let (mut stream, peer) = listener.accept().ok()?;
+        stream.write_all(b"hello").ok()?;
+        Some(peer.ip())
+    });
+    reach(from, address)
+        .then(|| seen.join().expect("join"))
+        .flatten()
+}
+
+/// Whether a greeting comes from `address`.
+pub fn reach(from: &OwnedFd, address: SocketAddr) -> bool {
+    let greet = || {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        let mut greeting = [0; 5];
+        stream.read_exact(&mut greeting).ok()
+    };
+    in_namespace(from, greet).expect("enter").is_some()
+}
+
+pub fn new_namespace() -> OwnedFd {
+    let make = || {
+        unshare(&[NamespaceKind::Network]).expect("these tests need root");
+        open_own(NamespaceKind::Network).expect("open own namespace")
+    };
+    thread::spawn(make).join().expect("join")
+}
