@@ -1,7 +1,45 @@
 //! The Kubernetes API: what kube-apiserver does, over the [`store`](crate::store).
+//!
+//! A request comes in by [`listen`] or from a client in the same process, and goes the same way: [`route`] says what it
+//! asks for, [`auth`] who asks and whether they may, [`rest`] does it to a resource of [`cache`], with what
+//! [`admission`] adds, by the rules of its [`kind`]; what it becomes goes to the store, and comes back through the
+//! cache to every watch.
 
+mod admission;
+mod api;
+mod auth;
+mod bootstrap;
+mod cache;
 mod config;
+mod discovery;
+mod expiry;
+mod failure;
+pub mod kind;
+pub mod kinds;
+mod kubelet;
+mod listen;
+mod managed;
+mod negotiate;
+mod object;
+mod paths;
+mod query;
+mod reply;
+mod rest;
+mod reviews;
+mod route;
 mod server;
+mod services;
+mod table;
+mod tls;
+mod openapi {
+    use serde_json::{Value, json};
+    pub fn v3_index() -> Value { json!({"paths": {}}) }
+    pub fn v3_document(_: &str) -> Option<Value> { None }
+    pub fn v2_document() -> Value { json!({"swagger": "2.0", "paths": {}}) }
+}
+mod protobuf {
+    pub fn decode(_: &[u8]) -> Result<serde_json::Value, String> { Err("protobuf".into()) }
+}
 
 pub use config::Config;
 pub use server::{Server, StartError};
