@@ -125,16 +125,17 @@ fn what_another_manager_owns_stays_when_an_applier_lets_go() {
         false,
     )
     .expect("agrees");
-    let left = apply(
-        ty(),
-        &both,
-        &deployment(json!({})),
-        &manager("a", LATE),
-        false,
-    )
-    .expect("applies");
+    let nothing = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}});
+    let left = apply(ty(), &both, &nothing, &manager("a", LATE), false).expect("applies");
     assert_eq!(left["spec"], json!({"replicas": 3}));
-    assert_eq!(owners(&left).len(), 1);
+    assert_eq!(
+        owners(&left),
+        [(
+            "b".into(),
+            "Apply".into(),
+            json!({"f:spec": {"f:replicas": {}}})
+        )]
+    );
 }
 
 #[test]
