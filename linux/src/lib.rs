@@ -19,6 +19,7 @@ pub mod netlink;
 pub mod nftables;
 pub mod path;
 pub mod pidfd;
+pub mod pidfd_info;
 pub mod process;
 pub mod rlimit;
 pub mod seccomp;

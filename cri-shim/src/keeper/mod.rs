@@ -14,15 +14,29 @@
 //! Whoever dies is replaced by the next one up the line: the scribe by the keeper, the keeper by the CRI server's
 //! [`Client`]. Containers notice none of it.
 
+mod adopting;
 mod client;
 mod connection;
+mod ending;
+mod environment;
 mod error;
+mod held;
+mod launching;
+pub(crate) mod poll;
+pub(crate) mod process;
 mod protocol;
+mod record;
+mod scribe_link;
+mod server;
 mod spawn;
+mod stdio;
+mod upgrade;
 
 pub use client::{
     AttachStreams, Client, Config, ExecReply, ExecRequest, ExecStdio, Exits, Held, LaunchReply,
     LaunchRequest, Stream,
 };
 pub use error::KeeperError;
+pub use process::main;
+pub(crate) use protocol::IoSpec;
 pub use protocol::{Exit, ExitStatus};

@@ -1,0 +1,108 @@
+//! Who may be killed, and what remains.
+
+use super::node::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_line_is_lost_or_doubled_when_the_scribe_is_killed_again_and_again() {
+    let node = Node::start().await;
+    let mut exits = node.client.exits(0);
+    node.run("a", "seq 1 100000; sleep 0.3; seq 100001 200000")
+        .await;
+    let mut last = None;
+    for round in 0..8 {
+        let pid = node.wait_for_scribe(last).await;
+        tokio::time::sleep(std::time::Duration::from_micros(1_500 * round)).await;
+        kill(pid);
+        last = Some(pid);
+    }
+    assert_eq!(next_exit(&mut exits).await.status, exited(0));
+    let expected: String = (1..=200_000).map(|i| format!("{i}\n")).collect();
+    let text = eventually("the log is whole", || {
+        Some(node.log_text("a")).filter(|text| text.len() >= expected.len())
+    })
+    .await;
+    assert!(text == expected, "the log differs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_comes_back_finds_the_same_containers_and_missed_exits() {
+    let node = Node::start().await;
+    let running = node.run("a", "sleep 100").await;
+    {
+        let other = connect(node.dir.path()).await;
+        other
+            .launch("b", node.request("b", "exit 5"))
+            .await
+            .unwrap();
+    } // gone, as a killed CRI server is
+    let back = connect(node.dir.path()).await;
+    let mut exits = back.exits(0);
+    let exit = next_exit(&mut exits).await;
+    assert_eq!((exit.id.as_str(), exit.status), ("b", exited(5)));
+    let held = back.list().await.unwrap();
+    assert_eq!(
+        held.iter().map(|held| held.id.as_str()).collect::<Vec<_>>(),
+        ["a", "b"]
+    );
+    assert_eq!(held[0].pid, running.pid);
+    assert!(held[0].pidfd.is_some() && held[1].exit.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_outlive_a_killed_keeper_and_its_successor_adopts_them() {
+    let node = Node::start().await;
+    let mut exits = node.client.exits(0);
+    let script =
+        "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); sleep 0.005; done; exit 9";
+    let container = node.run("a", script).await;
+    let ended = node.run("b", "exit 4").await;
+    let first = next_exit(&mut exits).await;
+    assert_eq!((first.id.as_str(), first.status), ("b", exited(4)));
+    let keeper = node.keeper_pid();
+    kill(keeper);
+    eventually("the keeper is gone", || (!is_running(keeper)).then_some(())).await;
+    assert!(is_running(container.pid) && !is_running(ended.pid));
+    let held = loop {
+        match node.client.list().await {
+            Ok(held) => break held,
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+        }
+    };
+    assert_eq!(held.len(), 2);
+    assert_eq!((held[0].pid, held[0].exit.clone()), (container.pid, None));
+    assert_eq!(held[1].exit, Some(first.clone()));
+    let exit = next_exit(&mut exits).await;
+    assert_eq!(exit.id, "a");
+    assert!(exit.seq > first.seq);
+    assert!(
+        exit.status == exited(9) || exit.status.unknown,
+        "{:?}",
+        exit.status
+    );
+    assert_eq!(
+        node.log_text("a"),
+        (0..400).map(|i| format!("line {i}\n")).collect::<String>()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_ended_between_two_keepers_is_reported_unknown() {
+    let node = Node::start().await;
+    let container = node.run("a", "sleep 100").await;
+    // Another directory's client would start the successor at once: here nobody does until the container has ended.
+    let (dir, keeper) = (node.dir.path().to_owned(), node.keeper_pid());
+    let pidfd = container.pidfd.clone();
+    let stopped = linux::pidfd::open(keeper).unwrap();
+    linux::pidfd::send_signal(&stopped, 19).unwrap();
+    linux::pidfd::kill(&pidfd).unwrap();
+    kill(keeper);
+    let client = connect(&dir).await;
+    let mut exits = client.exits(0);
+    let exit = next_exit(&mut exits).await;
+    assert_eq!(exit.id, "a");
+    assert!(
+        exit.status.unknown || exit.status.signal == Some(9),
+        "{:?}",
+        exit.status
+    );
+}

@@ -1,0 +1,5 @@
+//! The keeper and the scribe as real processes, with real containers: what they promise, and who may be killed when.
+
+mod faults;
+mod node;
+mod streams;
