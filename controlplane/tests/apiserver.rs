@@ -1,0 +1,9 @@
+//! The API server as its clients see it, in process and over TLS.
+
+mod api {
+    pub mod deletion;
+    pub mod harness;
+    pub mod objects;
+    pub mod tls;
+    pub mod watches;
+}
