@@ -52,6 +52,10 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
+/// `CAP_SETGID`.
+pub const SETGID: Set = Set(1 << 6);
+/// `CAP_SYS_RESOURCE`.
+pub const SYS_RESOURCE: Set = Set(1 << 24);
 /// `CAP_SYS_ADMIN`.
 pub const SYS_ADMIN: Set = Set(1 << 21);
 

@@ -3,7 +3,7 @@
 use crate::error::{Context, Error, Result};
 use crate::signal;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// libc's constant of this name is too narrow for its value.
@@ -15,7 +15,7 @@ pub struct CloneOptions<'a> {
     /// `CLONE_NEW*` flags ([`crate::namespace::NamespaceKind::clone_flag`]).
     pub namespaces: u64,
     /// The v2 cgroup directory that it is born in.
-    pub cgroup: Option<&'a OwnedFd>,
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// Whether it becomes the child of this process's parent.
     pub sibling: bool,
 }
@@ -195,7 +195,7 @@ pub fn clear_close_on_exec(fd: impl AsFd) -> Result<()> {
 /// EBADF if it isn't open.
 pub fn inherited_fd(number: RawFd) -> Result<OwnedFd> {
     // SAFETY: only borrowed for the one call, which fails with EBADF if it isn't open.
-    let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_dupfd_cloexec(borrowed, 3)
         .context("dup inherited descriptor", || number.to_string())
 }

@@ -33,11 +33,17 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn spec(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Error::Spec { field: field.into(), reason: reason.into() }
+        Error::Spec {
+            field: field.into(),
+            reason: reason.into(),
+        }
     }
 
     pub(crate) fn unsupported(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Error::Unsupported { field: field.into(), reason: reason.into() }
+        Error::Unsupported {
+            field: field.into(),
+            reason: reason.into(),
+        }
     }
 }
 
@@ -49,7 +55,10 @@ pub(crate) trait DuringPlan<T> {
 
 impl<T> DuringPlan<T> for linux::Result<T> {
     fn during<S: Into<String>>(self, step: impl FnOnce() -> S) -> Result<T, Error> {
-        self.map_err(|cause| Error::Kernel { step: step().into(), cause })
+        self.map_err(|cause| Error::Kernel {
+            step: step().into(),
+            cause,
+        })
     }
 }
 
@@ -72,7 +81,12 @@ pub struct LaunchError {
 impl LaunchError {
     /// A step that failed for a reason of our own.
     pub fn new(step: impl Into<String>, cause: impl Into<String>) -> Self {
-        LaunchError { step: step.into(), cause: cause.into(), errno: 0, exit_code: 1 }
+        LaunchError {
+            step: step.into(),
+            cause: cause.into(),
+            errno: 0,
+            exit_code: 1,
+        }
     }
 
     /// As it travels through the status descriptor.
@@ -107,7 +121,10 @@ pub fn read_status(bytes: &[u8]) -> Result<(), LaunchError> {
         return Ok(());
     }
     Err(serde_json::from_slice(bytes).unwrap_or_else(|_| {
-        LaunchError::new("read the container's status", String::from_utf8_lossy(bytes).into_owned())
+        LaunchError::new(
+            "read the container's status",
+            String::from_utf8_lossy(bytes).into_owned(),
+        )
     }))
 }
 
@@ -117,14 +134,23 @@ mod tests {
 
     #[test]
     fn launch_error_survives_the_status_pipe() {
-        let error =
-            LaunchError { step: "mount /proc".into(), cause: "fsmount: no".into(), errno: 1, exit_code: 1 };
+        let error = LaunchError {
+            step: "mount /proc".into(),
+            cause: "fsmount: no".into(),
+            errno: 1,
+            exit_code: 1,
+        };
         assert_eq!(read_status(&error.encode()), Err(error));
         assert_eq!(read_status(b""), Ok(()));
     }
 
     #[test]
     fn garbage_in_the_status_pipe_is_an_error_with_the_garbage_in_it() {
-        assert!(read_status(b"thread panicked").unwrap_err().to_string().contains("thread panicked"));
+        assert!(
+            read_status(b"thread panicked")
+                .unwrap_err()
+                .to_string()
+                .contains("thread panicked")
+        );
     }
 }

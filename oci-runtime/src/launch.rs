@@ -1,7 +1,13 @@
 //! Starting a planned process: the parent's side.
 
-use crate::{ExecPlan, LaunchError, LaunchPlan};
-use std::os::fd::OwnedFd;
+use crate::error::{DuringLaunch, LaunchError, read_status};
+use crate::init::{self, ChildStdio, Fds, Reporter};
+use crate::plan::{CgroupPlan, ExecPlan, LaunchPlan, NamespacePlan, ProcessPlan};
+use linux::namespace::{self, NamespaceKind};
+use linux::process::{self, CloneOptions};
+use linux::{pidfd, socket, terminal};
+use rustix::pipe::PipeFlags;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What the first process has as descriptors 0, 1 and 2.
 #[derive(Debug)]
@@ -15,9 +21,10 @@ pub enum Stdio {
         /// Descriptor 2.
         stderr: OwnedFd,
     },
-    /// A new terminal of the container's own devpts; its master is [`Launched::terminal`].
+    /// A new terminal of the container's own devpts; its master is [`Launched::terminal`]. The plan must be one for a
+    /// process with `terminal`.
     Terminal {
-        /// Columns and rows; the kernel's 0 by 0 where absent (or the spec's `consoleSize`).
+        /// Columns and rows; absent, the spec's `consoleSize`, or the kernel's 0 by 0.
         size: Option<(u16, u16)>,
     },
 }
@@ -29,7 +36,8 @@ pub struct Launched {
     pub pid: i32,
     /// Its pidfd.
     pub pidfd: OwnedFd,
-    /// End of file means that `execve` succeeded; bytes before it are for [`crate::read_status`]. Poll it.
+    /// End of file means that `execve` succeeded (or with a gate, that the process waits there); bytes before it are
+    /// for [`crate::read_status`]. Poll it.
     pub status: OwnedFd,
     /// The master of the terminal, with [`Stdio::Terminal`].
     pub terminal: Option<OwnedFd>,
@@ -37,14 +45,48 @@ pub struct Launched {
 
 /// Starts a container's first process.
 ///
-/// The caller must have a single thread (checked), and is the parent of the process. Returns right after the clone
-/// and does not wait for `execve`.
+/// The caller must have a single thread (checked), and becomes the parent of the process. `/proc` must be mounted in
+/// its mount namespace, with nothing over it, or a container with a user namespace can't mount its own. Returns right
+/// after the clone and does not wait for `execve`.
 ///
 /// # Errors
 /// If the process could not be cloned; later failures arrive through [`Launched::status`].
 pub fn launch(plan: &LaunchPlan, fds: Vec<OwnedFd>, stdio: Stdio) -> Result<Launched, LaunchError> {
-    let _ = (plan, fds, stdio);
-    Err(LaunchError::new("launch", "this build has only the signatures"))
+    let table = Fds(&fds);
+    let devpts = plan.devpts.map(|fd| table.get(fd)).transpose()?;
+    let streams = Streams::open(stdio, devpts, &plan.process)?;
+    let (status, status_end) = status_pipe()?;
+    let mut reporter = Reporter::new(status_end);
+    let child = if needs_intermediate(&plan.namespaces) {
+        launch_by_intermediate(plan, table, &streams, reporter, &status)?
+    } else {
+        let options = CloneOptions {
+            namespaces: clone_flags(&plan.namespaces),
+            cgroup: unified(&plan.cgroup, table)?,
+            sibling: false,
+        };
+        let join_pid = plan
+            .namespaces
+            .joins(NamespaceKind::Pid)
+            .map(|fd| table.get(fd))
+            .transpose()?;
+        in_pid_namespace(join_pid, || {
+            process::clone_child(options, || {
+                init::finish(&mut reporter, |reporter| {
+                    init::join_cgroup(&plan.cgroup, table)?;
+                    init::set_limits(&plan.process)?;
+                    init::join_namespaces(&plan.namespaces, table)?;
+                    init::run_launch(plan, table, &streams.child(), reporter)
+                })
+            })
+        })?
+    };
+    Ok(Launched {
+        pid: child.pid,
+        pidfd: child.pidfd,
+        status,
+        terminal: streams.into_master(),
+    })
 }
 
 /// Starts another process in a running container; otherwise as [`launch`].
@@ -52,21 +94,232 @@ pub fn launch(plan: &LaunchPlan, fds: Vec<OwnedFd>, stdio: Stdio) -> Result<Laun
 /// # Errors
 /// As [`launch`].
 pub fn exec(plan: &ExecPlan, fds: Vec<OwnedFd>, stdio: Stdio) -> Result<Launched, LaunchError> {
-    let _ = (plan, fds, stdio);
-    Err(LaunchError::new("exec", "this build has only the signatures"))
+    let table = Fds(&fds);
+    let devpts = plan.devpts.map(|fd| table.get(fd)).transpose()?;
+    let streams = Streams::open(stdio, devpts, &plan.process)?;
+    let (status, status_end) = status_pipe()?;
+    let mut reporter = Reporter::new(status_end);
+    let options = CloneOptions {
+        namespaces: 0,
+        cgroup: unified(&plan.cgroup, table)?,
+        sibling: false,
+    };
+    let target = table.get(plan.pidfd)?;
+    let join_pid = plan.kinds.contains(&NamespaceKind::Pid).then_some(target);
+    let child = in_pid_namespace(join_pid, || {
+        process::clone_child(options, || {
+            init::finish(&mut reporter, |reporter| {
+                init::join_cgroup(&plan.cgroup, table)?;
+                init::set_limits(&plan.process)?;
+                init::run_exec(plan, table, &streams.child(), reporter)
+            })
+        })
+    })?;
+    Ok(Launched {
+        pid: child.pid,
+        pidfd: child.pidfd,
+        status,
+        terminal: streams.into_master(),
+    })
 }
 
-/// Starts the init of a pod that shares a pid namespace: a process of a few kilobytes that reaps and forwards nothing,
-/// and ends on SIGTERM. Its [`Launched::status`] ends as soon as it is ready.
-///
-/// `namespaces` are joined first (by descriptor, as the pod's `user` namespace must own the new pid namespace).
-///
-/// # Errors
-/// As [`launch`].
-pub fn launch_pod_init(
-    cgroup: Option<(&crate::CgroupPlan, Vec<OwnedFd>)>,
-    user_namespace: Option<OwnedFd>,
-) -> Result<Launched, LaunchError> {
-    let _ = (cgroup, user_namespace);
-    Err(LaunchError::new("launch pod init", "this build has only the signatures"))
+/// Where the parent keeps the streams while the child gets hold of them.
+struct Streams {
+    ends: [Option<OwnedFd>; 3],
+    terminal: Option<(OwnedFd, OwnedFd)>,
+}
+
+impl Streams {
+    fn open(
+        stdio: Stdio,
+        devpts: Option<BorrowedFd<'_>>,
+        plan: &ProcessPlan,
+    ) -> Result<Self, LaunchError> {
+        match stdio {
+            Stdio::Fds {
+                stdin,
+                stdout,
+                stderr,
+            } => Ok(Streams {
+                ends: [Some(stdin), Some(stdout), Some(stderr)],
+                terminal: None,
+            }),
+            Stdio::Terminal { size } => {
+                let devpts = devpts.ok_or_else(|| {
+                    LaunchError::new(
+                        "open terminal",
+                        "the process was planned without a terminal",
+                    )
+                })?;
+                let (master, slave) = terminal::open(devpts).step(|| "open terminal")?;
+                if let Some((columns, rows)) = size.or(plan.terminal_size) {
+                    terminal::resize(&master, columns, rows).step(|| "size terminal")?;
+                }
+                Ok(Streams {
+                    ends: [None, None, None],
+                    terminal: Some((master, slave)),
+                })
+            }
+        }
+    }
+
+    fn child(&self) -> ChildStdio<'_> {
+        match (&self.ends, &self.terminal) {
+            ([Some(stdin), Some(stdout), Some(stderr)], _) => {
+                ChildStdio::Fds([stdin, stdout, stderr])
+            }
+            (_, Some((_, slave))) => ChildStdio::Terminal(slave),
+            _ => ChildStdio::None,
+        }
+    }
+
+    fn into_master(self) -> Option<OwnedFd> {
+        self.terminal.map(|(master, _)| master)
+    }
+}
+
+fn status_pipe() -> Result<(OwnedFd, OwnedFd), LaunchError> {
+    rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+        .map_err(|errno| linux::Error::new("pipe", "", errno.raw_os_error()))
+        .step(|| "prepare the status pipe")
+}
+
+fn unified<'a>(plan: &CgroupPlan, table: Fds<'a>) -> Result<Option<BorrowedFd<'a>>, LaunchError> {
+    plan.unified.map(|fd| table.get(fd)).transpose()
+}
+
+fn clone_flags(plan: &NamespacePlan) -> u64 {
+    let at_clone = plan.new.iter().filter(|kind| **kind != NamespaceKind::Time);
+    at_clone.fold(0, |flags, kind| flags | kind.clone_flag())
+}
+
+/// With a pid namespace to join: clones from inside it, since one can't move there oneself.
+fn in_pid_namespace(
+    namespace: Option<BorrowedFd<'_>>,
+    clone: impl FnOnce() -> linux::Result<process::Child>,
+) -> Result<process::Child, LaunchError> {
+    let step = || "start the process";
+    let Some(namespace) = namespace else {
+        return clone().step(step);
+    };
+    let own = namespace::open_own(NamespaceKind::Pid).step(|| "join pid namespace")?;
+    namespace::join(namespace, &[NamespaceKind::Pid]).step(|| "join pid namespace")?;
+    let child = clone();
+    namespace::join(&own, &[NamespaceKind::Pid]).step(|| "leave pid namespace")?;
+    child.step(step)
+}
+
+/// A user namespace must be joined, or its mapping written, before the namespaces that it is to own are made; a new
+/// time namespace takes its offsets before anybody is in it. All of that happens in a process in between.
+fn needs_intermediate(plan: &NamespacePlan) -> bool {
+    plan.has_user() || plan.makes(NamespaceKind::Time)
+}
+
+/// The process in between does what takes the host's privileges, clones the container's process as its own sibling,
+/// hands its pidfd over, and ends.
+fn launch_by_intermediate(
+    plan: &LaunchPlan,
+    table: Fds<'_>,
+    streams: &Streams,
+    mut reporter: Reporter,
+    status: &OwnedFd,
+) -> Result<process::Child, LaunchError> {
+    let (ours, theirs) = socket::pair().step(|| "start the intermediate process")?;
+    let options = CloneOptions {
+        namespaces: 0,
+        cgroup: unified(&plan.cgroup, table)?,
+        sibling: false,
+    };
+    let between = process::clone_child(options, || {
+        match intermediate(plan, table, streams, &mut reporter) {
+            Ok(child) => {
+                match socket::send(&theirs, &child.pid.to_le_bytes(), &[child.pidfd.as_fd()]) {
+                    Ok(()) => 0,
+                    Err(_) => 1,
+                }
+            }
+            Err(error) => {
+                reporter.report(&error);
+                1
+            }
+        }
+    })
+    .step(|| "start the intermediate process")?;
+    drop(theirs);
+    drop(reporter);
+    receive_child(&ours, &between.pidfd, status)
+}
+
+fn receive_child(
+    from: &OwnedFd,
+    between: &OwnedFd,
+    status: &OwnedFd,
+) -> Result<process::Child, LaunchError> {
+    let step = || "start the process";
+    let _ = pidfd::reap(between, true).step(step)?;
+    let mut buffer = vec![0; 16];
+    let message = socket::recv(from, &mut buffer).step(step)?;
+    let received = message.and_then(|mut message| {
+        let pid = i32::from_le_bytes(message.data.get(..4)?.try_into().ok()?);
+        Some(process::Child {
+            pid,
+            pidfd: message.fds.pop()?,
+        })
+    });
+    let Some(child) = received else {
+        // The status pipe's writers have ended, so this doesn't wait.
+        let mut told = vec![0; 64 * 1024];
+        let count = rustix::io::read(status, &mut told).unwrap_or(0);
+        read_status(told.get(..count).unwrap_or_default())?;
+        return Err(LaunchError::new(
+            step(),
+            "the intermediate process failed without a word",
+        ));
+    };
+    Ok(child)
+}
+
+fn intermediate(
+    plan: &LaunchPlan,
+    table: Fds<'_>,
+    streams: &Streams,
+    reporter: &mut Reporter,
+) -> Result<process::Child, LaunchError> {
+    init::join_cgroup(&plan.cgroup, table)?;
+    init::set_limits(&plan.process)?;
+    init::join_namespaces(&plan.namespaces, table)?;
+    if plan.namespaces.joins(NamespaceKind::User).is_some() {
+        init::become_root(plan.process.groups.is_some())?;
+    }
+    if plan.namespaces.makes(NamespaceKind::Time) {
+        init::make_time_namespace(&plan.namespaces)?;
+    }
+    let step = || "start the process";
+    let (go, go_end) = status_pipe()?;
+    let options = CloneOptions {
+        namespaces: clone_flags(&plan.namespaces),
+        cgroup: None,
+        sibling: true,
+    };
+    let child = process::clone_child(options, || {
+        init::finish(reporter, |reporter| {
+            let mut byte = [0];
+            if rustix::io::read(&go, &mut byte).is_ok_and(|count| count == 1) {
+                init::run_launch(plan, table, &streams.child(), reporter)
+            } else {
+                Err(LaunchError::new(step(), "the intermediate process ended"))
+            }
+        })
+    })
+    .step(step)?;
+    if let Some(mapping) = &plan.namespaces.user_mapping
+        && let Err(error) = init::write_mapping(child.pid, mapping)
+    {
+        let _ = pidfd::kill(&child.pidfd);
+        return Err(error);
+    }
+    rustix::io::write(&go_end, b"g")
+        .map_err(|errno| linux::Error::new("write", "", errno.raw_os_error()))
+        .step(step)?;
+    Ok(child)
 }

@@ -7,9 +7,15 @@
 
 pub mod cli;
 mod error;
+mod init;
 mod launch;
 mod plan;
+pub mod seccomp;
+mod state;
 
 pub use error::{Error, LaunchError, read_status};
-pub use launch::{Launched, Stdio, exec, launch, launch_pod_init};
-pub use plan::{CgroupPlan, ExecPlan, ExecTarget, LaunchPlan, LaunchResources, Rootfs, plan_exec, plan_launch};
+pub use launch::{Launched, Stdio, exec, launch};
+pub use plan::{
+    CgroupPlan, ExecPlan, ExecTarget, LaunchPlan, LaunchResources, Rootfs, cgroup_resources,
+    plan_exec, plan_launch,
+};

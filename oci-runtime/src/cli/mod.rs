@@ -1,12 +1,136 @@
 //! runc's command line.
 
+mod args;
+mod console;
+mod create;
+mod exec;
+mod features;
+mod foreground;
+mod inspect;
+mod lifecycle;
+mod spec;
+mod update;
+
+use args::{Cli, Command};
+use clap::Parser;
 use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// A failed command: what is printed, and what is exited with.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Plan(#[from] crate::Error),
+    #[error(transparent)]
+    Launch(#[from] crate::LaunchError),
+    #[error(transparent)]
+    State(#[from] crate::state::StateError),
+    #[error("{0}")]
+    Kernel(#[from] linux::Error),
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Failure {
+    pub(crate) fn other(text: impl Into<String>) -> Self {
+        Failure::Other(text.into())
+    }
+
+    fn exit_code(&self) -> i32 {
+        match self {
+            Failure::Launch(error) => error.exit_code,
+            _ => 1,
+        }
+    }
+}
+
+type Outcome = Result<i32, Failure>;
+
+/// What holds for every command.
+struct Context {
+    /// The directory of all states.
+    root: PathBuf,
+    systemd_cgroup: bool,
+}
 
 /// Runs one command of runc's command line and returns the exit code. `args[0]` is the program's name.
 ///
 /// The process must have a single thread.
 pub fn main(args: Vec<OsString>) -> i32 {
-    let _ = args;
-    eprintln!("this build has only the signatures");
-    1
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { 1 } else { 0 };
+        }
+    };
+    if cli.version {
+        println!(
+            "orlop runtime version {}\nspec: {}",
+            env!("CARGO_PKG_VERSION"),
+            features::SPEC_VERSION
+        );
+        return 0;
+    }
+    let Some(command) = cli.command else {
+        eprintln!("no command given; --help lists them");
+        return 1;
+    };
+    let context = Context {
+        root: cli.root,
+        systemd_cgroup: cli.systemd_cgroup,
+    };
+    match run(&context, command) {
+        Ok(code) => code,
+        Err(failure) => {
+            let text = failure.to_string();
+            eprintln!("{text}");
+            if let Some(log) = &cli.log {
+                write_log(log, &cli.log_format, &text);
+            }
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(context: &Context, command: Command) -> Outcome {
+    match command {
+        Command::Create(args) => create::create(context, &args),
+        Command::Run(args) => create::run(context, &args),
+        Command::Start { id } => lifecycle::start(context, &id),
+        Command::Kill(args) => lifecycle::kill(context, &args),
+        Command::Delete { force, id } => lifecycle::delete(context, &id, force),
+        Command::Pause { id } => lifecycle::pause(context, &id),
+        Command::Resume { id } => lifecycle::resume(context, &id),
+        Command::Exec(args) => exec::exec(context, &args),
+        Command::State { id } => inspect::state(context, &id),
+        Command::List { format, quiet } => inspect::list(context, &format, quiet),
+        Command::Ps {
+            format,
+            id,
+            ps_options,
+        } => inspect::ps(context, &format, &id, &ps_options),
+        Command::Update(args) => update::update(context, &args),
+        Command::Spec { bundle, rootless } => spec::spec(bundle.as_deref(), rootless),
+        Command::Features => features::features(),
+    }
+}
+
+/// containerd and conmon read the last line of this file to tell why a command failed.
+fn write_log(path: &std::path::Path, format: &str, text: &str) {
+    let Ok(mut file) = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+    else {
+        return;
+    };
+    let time = crate::state::now_rfc3339();
+    let line = if format == "json" {
+        serde_json::json!({ "level": "error", "msg": text, "time": time }).to_string()
+    } else {
+        format!("time={time:?} level=error msg={text:?}")
+    };
+    let _ = writeln!(file, "{line}");
 }

@@ -1,0 +1,275 @@
+//! `create` and `run`.
+
+use super::args::{CreateArgs, RunArgs};
+use super::{Context, Failure, Outcome, console, foreground, lifecycle};
+use crate::launch::{Launched, Stdio};
+use crate::plan::{LaunchResources, Rootfs, cgroup_resources};
+use crate::state::{Container, ProcessStat, Record, StateError, write_whole};
+use crate::{launch, plan_launch, read_status};
+use linux::cgroup::{self, Cgroup, Hierarchies};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub(super) fn create(context: &Context, args: &CreateArgs) -> Outcome {
+    let bundle = Bundle::read(&args.bundle)?;
+    console::check(bundle.terminal(), true, args.console_socket.as_deref())?;
+    let mut container = new_container(context, &args.id, &bundle)?;
+    let created = launch_into(context, &mut container, &bundle, args, Launching::Created);
+    match created {
+        Ok(_) => Ok(0),
+        Err(failure) => Err(undo(container, failure)),
+    }
+}
+
+pub(super) fn run(context: &Context, args: &RunArgs) -> Outcome {
+    let bundle = Bundle::read(&args.create.bundle)?;
+    console::check(
+        bundle.terminal(),
+        args.detach,
+        args.create.console_socket.as_deref(),
+    )?;
+    let mut container = new_container(context, &args.create.id, &bundle)?;
+    let foreground = if args.detach {
+        Launching::Detached
+    } else {
+        Launching::Foreground
+    };
+    let signals = if args.detach {
+        None
+    } else {
+        Some(foreground::block_signals()?)
+    };
+    let launched = match launch_into(context, &mut container, &bundle, &args.create, foreground) {
+        Ok(launched) => launched,
+        Err(failure) => return Err(undo(container, failure)),
+    };
+    let Some(signals) = signals else { return Ok(0) };
+    let exit = foreground::follow(&launched.pidfd, launched.terminal, signals)?;
+    if !args.keep {
+        lifecycle::destroy(container)?;
+    }
+    Ok(exit)
+}
+
+/// A bundle's configuration, as it was read once.
+struct Bundle {
+    dir: PathBuf,
+    text: Vec<u8>,
+    spec: Spec,
+    rootfs: PathBuf,
+}
+
+impl Bundle {
+    fn read(dir: &Path) -> Result<Self, Failure> {
+        let dir = std::fs::canonicalize(dir)
+            .map_err(|error| Failure::other(format!("bundle {}: {error}", dir.display())))?;
+        let path = dir.join("config.json");
+        let text = std::fs::read(&path)
+            .map_err(|error| Failure::other(format!("read {}: {error}", path.display())))?;
+        let spec: Spec = serde_json::from_slice(&text).map_err(|cause| StateError::Malformed {
+            path: path.clone(),
+            cause,
+        })?;
+        if !spec.version().starts_with("1.") {
+            return Err(Failure::other(format!(
+                "{}: ociVersion {:?} is not supported",
+                path.display(),
+                spec.version()
+            )));
+        }
+        let root = spec
+            .root()
+            .as_ref()
+            .ok_or_else(|| Failure::other(format!("{}: root is missing", path.display())))?;
+        let rootfs = std::fs::canonicalize(dir.join(root.path())).map_err(|error| {
+            Failure::other(format!(
+                "rootfs {}: {error}",
+                dir.join(root.path()).display()
+            ))
+        })?;
+        Ok(Bundle {
+            dir,
+            text,
+            spec,
+            rootfs,
+        })
+    }
+
+    fn terminal(&self) -> bool {
+        self.spec
+            .process()
+            .as_ref()
+            .is_some_and(|process| process.terminal().unwrap_or(false))
+    }
+}
+
+/// Who waits for what after the launch.
+#[derive(Clone, Copy, PartialEq)]
+enum Launching {
+    /// The program waits for `start`.
+    Created,
+    Detached,
+    Foreground,
+}
+
+fn new_container(context: &Context, id: &str, bundle: &Bundle) -> Result<Container, Failure> {
+    let linux = bundle.spec.linux().as_ref();
+    let mut record = Record::new(id);
+    record.oci_version = bundle.spec.version().clone();
+    record.bundle = bundle.dir.clone();
+    record.rootfs = bundle.rootfs.clone();
+    record.annotations = bundle
+        .spec
+        .annotations()
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
+    record.user_namespaced = linux.is_some_and(|linux| {
+        linux
+            .namespaces()
+            .iter()
+            .flatten()
+            .any(|entry| entry.typ() == LinuxNamespaceType::User)
+    });
+    let path = linux.and_then(|linux| linux.cgroups_path().clone());
+    record.cgroup_path = cgroup_path(context, id, path.as_deref())?;
+    let container = Container::create(&context.root, record)?;
+    let saved = container
+        .save()
+        .and_then(|()| container.save_spec(&bundle.text));
+    match saved {
+        Ok(()) => Ok(container),
+        Err(error) => Err(undo(container, error.into())),
+    }
+}
+
+/// `linux.cgroupsPath` (config-linux.md): absolute from the hierarchy's root, relative from this process's cgroup.
+fn cgroup_path(context: &Context, id: &str, path: Option<&Path>) -> Result<String, Failure> {
+    if context.systemd_cgroup {
+        return Err(Failure::other(
+            "--systemd-cgroup is not supported: this host's cgroups are managed directly",
+        ));
+    }
+    let path = match path.map(|path| {
+        path.to_str()
+            .ok_or_else(|| Failure::other("linux.cgroupsPath is not UTF-8"))
+    }) {
+        Some(path) => path?,
+        None => "",
+    };
+    if path.starts_with('/') {
+        return Ok(path.trim_end_matches('/').to_owned());
+    }
+    let own = cgroup::own_path()?;
+    let name = if path.is_empty() { id } else { path };
+    Ok(format!("{}/{name}", own.trim_end_matches('/')))
+}
+
+fn launch_into(
+    context: &Context,
+    container: &mut Container,
+    bundle: &Bundle,
+    args: &CreateArgs,
+    launching: Launching,
+) -> Result<Launched, Failure> {
+    debug_assert!(
+        !context.systemd_cgroup,
+        "refused when the cgroup's path was made"
+    );
+    let cgroup = prepare_cgroup(container, &bundle.spec)?;
+    let gate = if launching == Launching::Created {
+        Some(listen(container)?)
+    } else {
+        None
+    };
+    let resources = LaunchResources {
+        bundle: bundle.dir.clone(),
+        cgroup: Some(cgroup),
+        gate,
+        keep_keyring: args.no_new_keyring,
+        preserve_fds: args.preserve_fds,
+        ..LaunchResources::new(&args.id, Rootfs::Path(bundle.rootfs.clone()))
+    };
+    let (plan, fds) = plan_launch(&bundle.spec, resources)?;
+    let stdio = if bundle.terminal() {
+        Stdio::Terminal { size: None }
+    } else {
+        console::own_streams()?
+    };
+    let mut launched = launch(&plan, fds, stdio)?;
+    // From here on a failure must find the process, to kill it.
+    container.record.pid = launched.pid;
+    container.record.start_time = ProcessStat::read(launched.pid).map_or(0, |stat| stat.start_time);
+    container.save()?;
+    wait_status(&launched.status)?;
+    if let Some(path) = &args.pid_file {
+        write_whole(path, launched.pid.to_string().as_bytes())?;
+    }
+    if let (Some(path), Some(master)) = (&args.console_socket, &launched.terminal) {
+        console::hand_over(path, master)?;
+        launched.terminal = None;
+    }
+    Ok(launched)
+}
+
+fn prepare_cgroup(container: &Container, spec: &Spec) -> Result<Cgroup, Failure> {
+    let hierarchies = Arc::new(Hierarchies::discover()?);
+    let cgroup = Cgroup::at(hierarchies, &container.record.cgroup_path)?;
+    cgroup.ensure()?;
+    if let Some(resources) = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref())
+    {
+        cgroup.apply(&cgroup_resources(resources)?)?;
+    }
+    Ok(cgroup)
+}
+
+fn listen(container: &Container) -> Result<OwnedFd, Failure> {
+    let failed = |operation, errno: rustix::io::Errno| {
+        Failure::Kernel(linux::Error::new(
+            operation,
+            "start.sock",
+            errno.raw_os_error(),
+        ))
+    };
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|errno| failed("make socket", errno))?;
+    let address = SocketAddrUnix::new(container.short_path("start.sock"))
+        .map_err(|errno| failed("name", errno))?;
+    rustix::net::bind(&socket, &address).map_err(|errno| failed("bind", errno))?;
+    rustix::net::listen(&socket, 1).map_err(|errno| failed("listen on", errno))?;
+    Ok(socket)
+}
+
+/// Reads a status descriptor to its end.
+pub(super) fn wait_status(status: &OwnedFd) -> Result<(), Failure> {
+    let mut bytes = Vec::new();
+    let mut file = std::fs::File::from(
+        status
+            .try_clone()
+            .map_err(|error| Failure::other(format!("read the container's status: {error}")))?,
+    );
+    file.read_to_end(&mut bytes)
+        .map_err(|error| Failure::other(format!("read the container's status: {error}")))?;
+    Ok(read_status(&bytes)?)
+}
+
+/// Takes back what a failed creation made; the failure itself is what the user hears of.
+fn undo(container: Container, failure: Failure) -> Failure {
+    match lifecycle::destroy(container) {
+        Ok(()) => failure,
+        Err(second) => Failure::other(format!("{failure}; then: {second}")),
+    }
+}

@@ -1,0 +1,176 @@
+//! `exec`.
+
+use super::args::ExecArgs;
+use super::{Context, Failure, Outcome, console, create, foreground};
+use crate::launch::Stdio;
+use crate::plan::{ExecTarget, plan_exec};
+use crate::state::{Container, StateError, Status, write_whole};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec, User};
+use std::path::PathBuf;
+
+pub(super) fn exec(context: &Context, args: &ExecArgs) -> Outcome {
+    let container = Container::open(&context.root, &args.id)?;
+    match container.status() {
+        Status::Running | Status::Created => {}
+        Status::Paused if args.ignore_paused => {}
+        Status::Paused => {
+            return Err(Failure::other(
+                "cannot exec in a paused container (use --ignore-paused to override)",
+            ));
+        }
+        Status::Stopped => return Err(Failure::other("cannot exec in a stopped container")),
+        Status::Creating => {
+            return Err(Failure::other(
+                "cannot exec in a container that is being created",
+            ));
+        }
+    }
+    let pidfd = container
+        .process()
+        .ok_or_else(|| Failure::other("cannot exec in a stopped container"))?;
+    let spec = container.spec()?;
+    let process = plan_spec(args, &spec)?;
+    let terminal = process.terminal().unwrap_or(false);
+    console::check(terminal, args.detach, args.console_socket.as_deref())?;
+    let mut cgroup = container.cgroup()?;
+    if let (Some(whole), Some(name)) = (
+        &cgroup,
+        args.cgroup.as_deref().map(|name| name.trim_matches('/')),
+    ) && !name.is_empty()
+    {
+        cgroup = Some(whole.child(name)?);
+    }
+    let seccomp = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.seccomp().clone());
+    let target = ExecTarget {
+        pid: container.record.pid,
+        pidfd,
+        cgroup,
+        seccomp,
+        preserve_fds: args.preserve_fds,
+    };
+    let (plan, fds) = plan_exec(&process, target)?;
+    let signals = if args.detach {
+        None
+    } else {
+        Some(foreground::block_signals()?)
+    };
+    let stdio = if terminal {
+        Stdio::Terminal { size: None }
+    } else {
+        console::own_streams()?
+    };
+    let mut launched = crate::exec(&plan, fds, stdio)?;
+    if let Some(path) = &args.pid_file {
+        write_whole(path, launched.pid.to_string().as_bytes())?;
+    }
+    if let (Some(path), Some(master)) = (&args.console_socket, &launched.terminal) {
+        console::hand_over(path, master)?;
+        launched.terminal = None;
+    }
+    create::wait_status(&launched.status)?;
+    match signals {
+        Some(signals) => foreground::follow(&launched.pidfd, launched.terminal, signals),
+        None => Ok(0),
+    }
+}
+
+/// The process to run: a file's, or the container's own with the command line's changes.
+fn plan_spec(args: &ExecArgs, spec: &Spec) -> Result<Process, Failure> {
+    if let Some(path) = &args.process {
+        let text = std::fs::read(path)
+            .map_err(|error| Failure::other(format!("read {}: {error}", path.display())))?;
+        let mut process: Process =
+            serde_json::from_slice(&text).map_err(|cause| StateError::Malformed {
+                path: path.clone(),
+                cause,
+            })?;
+        if args.tty {
+            process.set_terminal(Some(true));
+        }
+        return Ok(process);
+    }
+    let mut process = spec
+        .process()
+        .clone()
+        .ok_or_else(|| Failure::other("the container's config.json has no process"))?;
+    if args.command.is_empty() {
+        return Err(Failure::other("process args cannot be empty"));
+    }
+    process.set_args(Some(args.command.clone()));
+    process.set_terminal(Some(args.tty));
+    if let Some(cwd) = &args.cwd {
+        process.set_cwd(PathBuf::from(cwd));
+    }
+    let mut env = process.env().clone().unwrap_or_default();
+    env.extend(args.env.iter().cloned());
+    process.set_env(Some(env));
+    if let Some(user) = &args.user {
+        process.set_user(parse_user(user, process.user())?);
+    }
+    if !args.additional_gids.is_empty() {
+        let mut user = process.user().clone();
+        let mut gids = user.additional_gids().clone().unwrap_or_default();
+        gids.extend(&args.additional_gids);
+        user.set_additional_gids(Some(gids));
+        process.set_user(user);
+    }
+    if args.no_new_privs {
+        process.set_no_new_privileges(Some(true));
+    }
+    if args.apparmor.is_some() {
+        process.set_apparmor_profile(args.apparmor.clone());
+    }
+    if args.process_label.is_some() {
+        process.set_selinux_label(args.process_label.clone());
+    }
+    add_capabilities(&mut process, &args.cap)?;
+    Ok(process)
+}
+
+fn parse_user(text: &str, before: &User) -> Result<User, Failure> {
+    let (uid, gid) = text
+        .split_once(':')
+        .map_or((text, None), |(uid, gid)| (uid, Some(gid)));
+    let number = |id: &str| {
+        id.parse::<u32>()
+            .map_err(|_| Failure::other(format!("--user {text:?}: not UID[:GID]")))
+    };
+    let mut user = before.clone();
+    user.set_uid(number(uid)?);
+    if let Some(gid) = gid {
+        user.set_gid(number(gid)?);
+    }
+    Ok(user)
+}
+
+fn add_capabilities(process: &mut Process, names: &[String]) -> Result<(), Failure> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let mut sets = process
+        .capabilities()
+        .clone()
+        .unwrap_or_else(|| LinuxCapabilities::default());
+    for name in names {
+        let bare = name.to_ascii_uppercase();
+        let bare = bare.strip_prefix("CAP_").unwrap_or(&bare);
+        let capability: Capability = bare
+            .parse()
+            .map_err(|_| Failure::other(format!("--cap {name:?}: no such capability")))?;
+        let add = |set: &Option<oci_spec::runtime::Capabilities>| {
+            let mut set = set.clone().unwrap_or_default();
+            set.insert(capability);
+            Some(set)
+        };
+        let (bounding, effective) = (add(sets.bounding()), add(sets.effective()));
+        let permitted = add(sets.permitted());
+        sets.set_bounding(bounding);
+        sets.set_effective(effective);
+        sets.set_permitted(permitted);
+    }
+    process.set_capabilities(Some(sets));
+    Ok(())
+}

@@ -1,0 +1,32 @@
+//! `features` (runtime-spec features.md).
+
+use super::{Failure, Outcome};
+use linux::capability::Set;
+use serde_json::json;
+
+/// The runtime specification that is followed.
+pub(super) const SPEC_VERSION: &str = "1.3.0";
+
+pub(super) fn features() -> Outcome {
+    let value = json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": SPEC_VERSION,
+        "hooks": [],
+        "mountOptions": crate::plan::MOUNT_OPTIONS,
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "capabilities": Set::all_known().names().collect::<Vec<_>>(),
+            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "seccomp": crate::seccomp::features(),
+            "apparmor": {"enabled": true},
+            "selinux": {"enabled": true},
+            "intelRdt": {"enabled": false},
+            "mountExtensions": {"idmap": {"enabled": false}},
+            "netDevices": {"enabled": false},
+        },
+    });
+    let text =
+        serde_json::to_string_pretty(&value).map_err(|error| Failure::other(error.to_string()))?;
+    println!("{text}");
+    Ok(0)
+}

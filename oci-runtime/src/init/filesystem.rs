@@ -1,0 +1,255 @@
+//! The container's file systems: mounts attached inside its own mount namespace, masks, and the change of root.
+
+use super::{Fds, devices};
+use crate::error::{DuringLaunch, LaunchError};
+use crate::plan::{LaunchPlan, MountPlan, MountSource};
+use linux::mount::{self, Attributes, FsOption, PROC_MAGIC, Propagation, attr};
+use linux::path::{self, Target};
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Builds what the container sees, and makes it this process's root.
+pub(super) fn build(
+    plan: &LaunchPlan,
+    fds: Fds<'_>,
+    terminal: Option<&OwnedFd>,
+) -> Result<(), LaunchError> {
+    let root = fds.get(plan.rootfs.mount)?;
+    // Slave and not private: what is unmounted on the host goes away here too, while it is still visible.
+    mount::set_propagation(Path::new("/"), Propagation::Slave, true)
+        .step(|| "cut mount propagation")?;
+    mount::attach_at(root, Path::new("/")).step(|| "attach rootfs")?;
+    let mut proc = None;
+    for entry in &plan.mounts {
+        let mounted = attach(entry, root, fds)?;
+        if entry.destination == Path::new("/proc") {
+            proc = mounted;
+        }
+    }
+    if let Some(list) = &plan.devices {
+        devices::create(list, root, fds)?;
+    }
+    if let Some(slave) = terminal {
+        devices::attach_console(slave, root)?;
+    }
+    write_sysctls(plan, proc.as_ref())?;
+    for path in &plan.readonly_paths {
+        make_readonly(path, root)?;
+    }
+    mask(plan, root)?;
+    pivot(root)?;
+    finish_root(plan, root)
+}
+
+/// Attaches one mount; hands back the mount's descriptor.
+fn attach(
+    entry: &MountPlan,
+    root: BorrowedFd<'_>,
+    fds: Fds<'_>,
+) -> Result<Option<OwnedFd>, LaunchError> {
+    let step = |what: &str| format!("mount {what} on {}", entry.destination.display());
+    if let MountSource::Link(to) = &entry.source {
+        return link(entry, to, root).map(|()| None);
+    }
+    let target = path::ensure_in_root(root, &entry.destination, entry.target)
+        .step(|| step("(mount point)"))?;
+    let (mounted, name) = match &entry.source {
+        MountSource::Detached(fd) => {
+            let detached = fds.get(*fd)?;
+            mount::attach(detached, &target).step(|| step("bind"))?;
+            // Attached, the descriptor given to us still refers to it.
+            set_attributes(entry, detached)?;
+            return Ok(None);
+        }
+        MountSource::FileSystem {
+            kind,
+            source,
+            options,
+            copy_up,
+        } => {
+            let made = make_file_system(entry, kind, source.as_deref(), options)?;
+            if *copy_up {
+                return Err(LaunchError::new(step(kind), "tmpcopyup is not supported"));
+            }
+            (made, kind.as_str())
+        }
+        MountSource::Existing => {
+            set_attributes(entry, &target)?;
+            return Ok(None);
+        }
+        MountSource::Link(_) => return Ok(None),
+    };
+    // procfs and sysfs go where they belong, not where a link in the image points (CVE-2019-19921).
+    if matches!(name, "proc" | "sysfs") {
+        refuse_links(&entry.destination, root).step(|| step(name))?;
+    }
+    mount::attach(&mounted, &target).step(|| step(name))?;
+    let change = Attributes {
+        set: 0,
+        clear: 0,
+        propagation: entry.attributes.propagation,
+    };
+    mount::set_attributes(&mounted, false, &change).step(|| step(name))?;
+    mount::set_attributes(&mounted, true, &entry.recursive_attributes).step(|| step(name))?;
+    Ok(Some(mounted))
+}
+
+fn make_file_system(
+    entry: &MountPlan,
+    kind: &str,
+    source: Option<&str>,
+    options: &[FsOption],
+) -> Result<OwnedFd, LaunchError> {
+    let step = || format!("mount {kind} on {}", entry.destination.display());
+    mount::new_file_system(kind, source, options, entry.attributes.set).step(step)
+}
+
+fn set_attributes(entry: &MountPlan, mounted: impl AsFd) -> Result<(), LaunchError> {
+    let step = || format!("set attributes of mount {}", entry.destination.display());
+    mount::set_attributes(&mounted, true, &entry.recursive_attributes).step(step)?;
+    mount::set_attributes(&mounted, false, &entry.attributes).step(step)
+}
+
+fn link(entry: &MountPlan, to: &str, root: BorrowedFd<'_>) -> Result<(), LaunchError> {
+    let step = || format!("link {} to {to}", entry.destination.display());
+    let (Some(parent), Some(name)) = (entry.destination.parent(), entry.destination.file_name())
+    else {
+        return Err(LaunchError::new(step(), "has no parent"));
+    };
+    let dir = path::ensure_in_root(root, parent, Target::Directory).step(step)?;
+    match rustix::fs::symlinkat(to, &dir, name) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(errno) => Err(linux::Error::new("symlink", to, errno.raw_os_error())).step(step),
+    }
+}
+
+fn refuse_links(destination: &Path, root: BorrowedFd<'_>) -> linux::Result<()> {
+    let resolve = rustix::fs::ResolveFlags::IN_ROOT | rustix::fs::ResolveFlags::NO_SYMLINKS;
+    rustix::fs::openat2(
+        root,
+        destination,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        resolve,
+    )
+    .map(drop)
+    .map_err(|errno| {
+        linux::Error::new(
+            "open without links",
+            destination.display().to_string(),
+            errno.raw_os_error(),
+        )
+    })
+}
+
+/// Written through a procfs that this process has just mounted, so nothing in the image can redirect them.
+fn write_sysctls(plan: &LaunchPlan, mounted: Option<&OwnedFd>) -> Result<(), LaunchError> {
+    if plan.sysctls.is_empty() {
+        return Ok(());
+    }
+    let own;
+    let proc = match mounted {
+        Some(fd) if mount::file_system_magic(fd).is_ok_and(|magic| magic == PROC_MAGIC) => fd,
+        _ => {
+            own = mount::new_file_system("proc", None, &[], 0).step(|| "mount proc for sysctls")?;
+            &own
+        }
+    };
+    for (name, value) in &plan.sysctls {
+        let path = format!("sys/{name}");
+        let resolve = rustix::fs::ResolveFlags::BENEATH | rustix::fs::ResolveFlags::NO_SYMLINKS;
+        let written = rustix::fs::openat2(
+            proc,
+            &path,
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+            resolve,
+        )
+        .and_then(|file| rustix::io::write(&file, value.as_bytes()))
+        .map_err(|errno| linux::Error::new("write", format!("/proc/{path}"), errno.raw_os_error()));
+        written.step(|| format!("set sysctl {name}={value}"))?;
+    }
+    Ok(())
+}
+
+/// Opens a path for masking; `None` if it isn't there, which is fine.
+fn open_existing(path: &Path, root: BorrowedFd<'_>) -> Result<Option<OwnedFd>, LaunchError> {
+    match path::open_in_root(root, path, OFlags::PATH) {
+        Err(error) if error.is(libc::ENOENT) || error.is(libc::ENOTDIR) => Ok(None),
+        other => other.map(Some).step(|| format!("open {}", path.display())),
+    }
+}
+
+fn make_readonly(path: &Path, root: BorrowedFd<'_>) -> Result<(), LaunchError> {
+    let Some(target) = open_existing(path, root)? else {
+        return Ok(());
+    };
+    let step = || format!("make {} read-only", path.display());
+    let clone = mount::bind_fd(&target, true).step(step)?;
+    mount::attach(&clone, &target).step(step)?;
+    let readonly = Attributes {
+        set: attr::RDONLY,
+        ..Attributes::default()
+    };
+    mount::set_attributes(&clone, true, &readonly).step(step)
+}
+
+/// Covers paths: directories with an empty read-only file system, files with `/dev/null`.
+fn mask(plan: &LaunchPlan, root: BorrowedFd<'_>) -> Result<(), LaunchError> {
+    let (mut null, mut empty) = (None, None);
+    for path in &plan.masked_paths {
+        let Some(target) = open_existing(path, root)? else {
+            continue;
+        };
+        let step = || format!("mask {}", path.display());
+        if path::is_directory(&target).step(step)? {
+            // One file system for all of them: it stays empty.
+            let cover = match &empty {
+                None => mount::new_file_system("tmpfs", Some("tmpfs"), &[], attr::RDONLY),
+                Some(first) => mount::bind_fd(first, false),
+            }
+            .step(step)?;
+            mount::attach(&cover, &target).step(step)?;
+            empty.get_or_insert(cover);
+        } else {
+            if null.is_none() {
+                null = Some(devices::open_null(root)?);
+            }
+            let Some(null) = &null else { continue };
+            let cover = mount::bind_fd(null, false).step(step)?;
+            mount::attach(&cover, &target).step(step)?;
+        }
+    }
+    Ok(())
+}
+
+fn pivot(root: BorrowedFd<'_>) -> Result<(), LaunchError> {
+    match mount::pivot_root(root) {
+        // Under the initial file system nothing can be moved: cover it, and attach there.
+        Err(error) if error.is(libc::EINVAL) && error.operation == "pivot_root" => {
+            mount::leave_initramfs().step(|| "leave the initial file system")?;
+            mount::attach_at(root, Path::new("/")).step(|| "attach rootfs")?;
+            mount::pivot_root(root).step(|| "change root")
+        }
+        other => other.step(|| "change root"),
+    }
+}
+
+fn finish_root(plan: &LaunchPlan, root: BorrowedFd<'_>) -> Result<(), LaunchError> {
+    if plan.rootfs.readonly {
+        let readonly = Attributes {
+            set: attr::RDONLY,
+            ..Attributes::default()
+        };
+        mount::set_attributes(root, false, &readonly).step(|| "make rootfs read-only")?;
+    }
+    if let Some((propagation, recursive)) = plan.rootfs.propagation {
+        let change = Attributes {
+            propagation: Some(propagation),
+            ..Attributes::default()
+        };
+        mount::set_attributes(root, recursive, &change).step(|| "set rootfs propagation")?;
+    }
+    Ok(())
+}

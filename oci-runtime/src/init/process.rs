@@ -1,0 +1,325 @@
+//! Becoming the program: limits, terminal, ids, capabilities, seccomp, `execve`.
+
+use super::{ChildStdio, Reporter, gate};
+use crate::error::{DuringLaunch, LaunchError};
+use crate::plan::ProcessPlan;
+use linux::{capability, credential, mount, process, rlimit, seccomp, terminal};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Sets the limits that take the host's privileges.
+pub(crate) fn set_limits(plan: &ProcessPlan) -> Result<(), LaunchError> {
+    if let Some(value) = plan.oom_score_adj {
+        set_oom_score_adj(value)?;
+    }
+    plan.rlimits
+        .iter()
+        .try_for_each(|limit| rlimit::set(*limit).map(drop).step(|| "set resource limit"))
+}
+
+/// The files for security labels, opened before the process leaves the host's file systems: they are about this
+/// process, and the container's `/proc` need not be procfs.
+pub(super) struct Labels {
+    apparmor: Option<OwnedFd>,
+    selinux: Option<OwnedFd>,
+}
+
+impl Labels {
+    pub(super) fn open(plan: &ProcessPlan) -> Result<Self, LaunchError> {
+        let open = |name: &str| {
+            rustix::fs::open(
+                format!("/proc/self/attr/{name}"),
+                OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .map_err(|errno| {
+                linux::Error::new(
+                    "open",
+                    format!("/proc/self/attr/{name}"),
+                    errno.raw_os_error(),
+                )
+            })
+        };
+        let apparmor = match &plan.apparmor_profile {
+            Some(_) => Some(
+                open("apparmor/exec")
+                    .or_else(|_| open("exec"))
+                    .step(|| "prepare AppArmor profile")?,
+            ),
+            None => None,
+        };
+        let selinux = match &plan.selinux_label {
+            Some(_) => Some(open("exec").step(|| "prepare SELinux label")?),
+            None => None,
+        };
+        Ok(Labels { apparmor, selinux })
+    }
+}
+
+fn set_oom_score_adj(value: i32) -> Result<(), LaunchError> {
+    match std::fs::write("/proc/self/oom_score_adj", value.to_string()) {
+        Ok(()) => Ok(()),
+        // Without CAP_SYS_RESOURCE it can't be lowered: the present value is then the nearest that is allowed.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(()),
+        Err(error) => Err(linux::Error::io(
+            "write",
+            "/proc/self/oom_score_adj",
+            &error,
+        ))
+        .step(|| format!("set oom_score_adj to {value}")),
+    }
+}
+
+/// Becomes the program. Returns only on failure; after the gate, a failure is reported to whoever opened it.
+pub(super) fn become_program(
+    plan: &ProcessPlan,
+    stdio: &ChildStdio<'_>,
+    labels: &Labels,
+    gate: Option<BorrowedFd<'_>>,
+    reporter: &mut Reporter,
+) -> Result<Infallible, LaunchError> {
+    attach_stdio(plan, stdio)?;
+    if let Some(persona) = plan.personality {
+        process::set_personality(persona).step(|| "set personality")?;
+    }
+    let program = Program::prepare(plan)?;
+    if let Some(gate) = gate {
+        reporter.close();
+        reporter.replace(gate::wait(gate)?);
+    }
+    restrict(plan, labels)?;
+    Err(program.exec(plan))
+}
+
+/// Puts the streams in place and hands them to the container's user, so that it can reopen them by `/dev/stdout`.
+fn attach_stdio(plan: &ProcessPlan, stdio: &ChildStdio<'_>) -> Result<(), LaunchError> {
+    let Some(streams) = stdio.streams() else {
+        return Ok(());
+    };
+    if let ChildStdio::Terminal(slave) = stdio {
+        terminal::control(slave).step(|| "take the terminal")?;
+    }
+    for (number, stream) in streams.into_iter().enumerate() {
+        own_stream(stream, plan.uid).step(|| "hand the standard streams to the user")?;
+        process::install_fd(stream, number as i32).step(|| "install the standard streams")?;
+    }
+    Ok(())
+}
+
+fn own_stream(stream: &OwnedFd, uid: u32) -> linux::Result<()> {
+    let failed = |operation, errno: rustix::io::Errno| {
+        linux::Error::new(operation, "stream", errno.raw_os_error())
+    };
+    let stat = rustix::fs::fstat(stream).map_err(|errno| failed("fstat", errno))?;
+    // Everybody's null device stays everybody's.
+    if stat.st_uid == uid
+        || path_is_null(&stat)
+        || FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+    {
+        return Ok(());
+    }
+    match rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(uid)), None) {
+        // An owner that the user namespace doesn't map, a read-only file system, a socket: they stay as they are.
+        Ok(())
+        | Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM | rustix::io::Errno::ROFS) => {
+            Ok(())
+        }
+        Err(errno) => Err(failed("fchown", errno)),
+    }
+}
+
+fn path_is_null(stat: &rustix::fs::Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && (
+            rustix::fs::major(stat.st_rdev),
+            rustix::fs::minor(stat.st_rdev),
+        ) == (1, 3)
+}
+
+/// Gives up privileges, in the one order that works: the bounding set needs CAP_SETPCAP, ids need CAP_SETUID, and
+/// seccomp without no_new_privs needs CAP_SYS_ADMIN.
+fn restrict(plan: &ProcessPlan, labels: &Labels) -> Result<(), LaunchError> {
+    write_label(
+        labels.apparmor.as_ref(),
+        plan.apparmor_profile.as_deref(),
+        "exec ",
+        "AppArmor profile",
+    )?;
+    write_label(
+        labels.selinux.as_ref(),
+        plan.selinux_label.as_deref(),
+        "",
+        "SELinux label",
+    )?;
+    if plan.no_new_privs {
+        credential::set_no_new_privs().step(|| "set no_new_privs")?;
+    } else {
+        load_seccomp(plan)?;
+    }
+    capability::limit_bounding(plan.capabilities.bounding).step(|| "limit capabilities")?;
+    credential::keep_capabilities(true).step(|| "keep capabilities")?;
+    credential::become_user(plan.uid, plan.gid, plan.groups.as_deref())
+        .step(|| format!("become user {}:{}", plan.uid, plan.gid))?;
+    credential::set_umask(plan.umask.unwrap_or(0o022));
+    // Again as the user: a directory that only root may enter is no working directory for it.
+    enter_cwd(&plan.cwd)?;
+    capability::set(&plan.capabilities).step(|| "set capabilities")?;
+    capability::set_ambient(plan.capabilities.ambient).step(|| "set ambient capabilities")?;
+    process::close_on_exec_from(3 + plan.preserve_fds).step(|| "close descriptors")?;
+    if plan.no_new_privs {
+        load_seccomp(plan)?;
+    }
+    Ok(())
+}
+
+fn write_label(
+    file: Option<&OwnedFd>,
+    label: Option<&str>,
+    prefix: &str,
+    what: &str,
+) -> Result<(), LaunchError> {
+    let (Some(file), Some(label)) = (file, label) else {
+        return Ok(());
+    };
+    rustix::io::write(file, format!("{prefix}{label}").as_bytes())
+        .map(drop)
+        .map_err(|errno| linux::Error::new("write", label, errno.raw_os_error()))
+        .step(|| format!("set {what}"))
+}
+
+fn load_seccomp(plan: &ProcessPlan) -> Result<(), LaunchError> {
+    if let Some(filter) = &plan.seccomp {
+        seccomp::load(&filter.program, filter.flags).step(|| "load seccomp filter")?;
+    }
+    Ok(())
+}
+
+/// Changes to the working directory and makes sure that it is inside the container: through a descriptor of the host's
+/// it could be outside (CVE-2024-21626).
+fn enter_cwd(cwd: &str) -> Result<(), LaunchError> {
+    let step = || format!("change to working directory {cwd}");
+    rustix::process::chdir(cwd)
+        .map_err(|errno| linux::Error::new("chdir", cwd, errno.raw_os_error()))
+        .step(step)?;
+    match rustix::process::getcwd(Vec::new()) {
+        // The kernel answers "(unreachable)/…" or fails for a directory outside the root.
+        Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
+        _ => Err(LaunchError::new(
+            step(),
+            "the directory is outside the container",
+        )),
+    }
+}
+
+/// The program's path, arguments and environment.
+struct Program {
+    path: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl Program {
+    /// Finds the program while privileges are still there to look; `execve` decides.
+    fn prepare(plan: &ProcessPlan) -> Result<Self, LaunchError> {
+        let step = || "prepare arguments";
+        let strings = |texts: &[String]| {
+            texts
+                .iter()
+                .map(|text| mount::c_string(text.as_str()))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let mut env = plan.env.clone();
+        if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+            env.push(format!("HOME={}", home_of(plan.uid)));
+        }
+        // A missing working directory is created, as other runtimes do; the user's right to enter it is checked later.
+        if let Err(rustix::io::Errno::NOENT) = rustix::fs::stat(plan.cwd.as_str()) {
+            let _ = std::fs::create_dir_all(&plan.cwd);
+        }
+        let name = plan.args.first().map(String::as_str).unwrap_or_default();
+        Ok(Program {
+            path: mount::c_string(find(name, &env, &plan.cwd)?).step(step)?,
+            args: strings(&plan.args).step(step)?,
+            env: strings(&env).step(step)?,
+        })
+    }
+
+    /// Only comes back with the reason why not.
+    fn exec(&self, plan: &ProcessPlan) -> LaunchError {
+        let error = process::execve(&self.path, &self.args, &self.env);
+        let exit_code = match error.errno {
+            libc::ENOENT | libc::ENOTDIR => 127,
+            _ => 126,
+        };
+        let name = plan.args.first().map(String::as_str).unwrap_or_default();
+        LaunchError {
+            step: format!("exec {name:?}"),
+            cause: error.to_string(),
+            errno: error.errno,
+            exit_code,
+        }
+    }
+}
+
+/// Looks a program up as `execvp` does, in the container's `PATH`.
+fn find(name: &str, env: &[String], cwd: &str) -> Result<String, LaunchError> {
+    let not_found = |errno: i32, cause: &str| LaunchError {
+        step: format!("exec {name:?}"),
+        cause: cause.to_owned(),
+        errno,
+        exit_code: if errno == libc::ENOENT { 127 } else { 126 },
+    };
+    if name.contains('/') {
+        let path = Path::new(cwd).join(name);
+        return match executable(&path) {
+            Ok(()) => Ok(name.to_owned()),
+            Err(errno) => Err(not_found(errno, &linux::describe_errno(errno))),
+        };
+    }
+    let path = env
+        .iter()
+        .find_map(|entry| entry.strip_prefix("PATH="))
+        .unwrap_or("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    let mut found_unusable = false;
+    for dir in path.split(':') {
+        let candidate = Path::new(cwd).join(dir).join(name);
+        match executable(&candidate) {
+            Ok(()) => return Ok(candidate.to_string_lossy().into_owned()),
+            Err(libc::ENOENT | libc::ENOTDIR) => {}
+            Err(_) => found_unusable = true,
+        }
+    }
+    if found_unusable && !name.is_empty() {
+        return Err(not_found(libc::EACCES, "permission denied"));
+    }
+    Err(not_found(
+        libc::ENOENT,
+        "executable file not found in $PATH",
+    ))
+}
+
+fn executable(path: &Path) -> Result<(), i32> {
+    let stat = rustix::fs::statat(rustix::fs::CWD, path, AtFlags::empty())
+        .map_err(rustix::io::Errno::raw_os_error)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory || stat.st_mode & 0o111 == 0 {
+        return Err(libc::EACCES);
+    }
+    Ok(())
+}
+
+/// The user's home directory by the container's `/etc/passwd`.
+fn home_of(uid: u32) -> String {
+    let table = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let home = table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        match fields.as_slice() {
+            [_, _, id, _, _, home, ..] if id.parse() == Ok(uid) => Some((*home).to_owned()),
+            _ => None,
+        }
+    });
+    home.filter(|home| !home.is_empty())
+        .unwrap_or_else(|| "/".to_owned())
+}

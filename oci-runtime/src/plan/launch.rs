@@ -1,0 +1,387 @@
+//! A whole spec, resolved.
+
+use super::mounts::{self, MountContext, parse_rootfs_propagation};
+use super::namespaces::plan_namespaces;
+use super::process::{plan_personality, plan_process};
+use super::{CgroupPlan, DevicePlan, DeviceSource, FdList, LaunchPlan, NamespacePlan, RootfsPlan};
+use crate::error::{DuringPlan, Error};
+use linux::cgroup::Cgroup;
+use linux::mount::{self, Attributes, Propagation};
+use linux::namespace::NamespaceKind;
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// Where the container's root file system is.
+#[derive(Debug)]
+pub enum Rootfs {
+    /// A detached mount, as [`linux::mount::overlay`] makes; `root.path` of the spec is not looked at.
+    Detached(OwnedFd),
+    /// A directory on the host; it is bound (recursively) first.
+    Path(PathBuf),
+}
+
+/// What the spec does not hold, or what the caller holds already and better than by path.
+#[derive(Debug)]
+pub struct LaunchResources {
+    /// The container's id; names its session keyring.
+    pub id: String,
+    /// The root file system.
+    pub rootfs: Rootfs,
+    /// Relative mount sources are looked up from here.
+    pub bundle: PathBuf,
+    /// The container's cgroup, which exists and has its limits; with `None` it stays in the caller's.
+    pub cgroup: Option<Cgroup>,
+    /// Namespaces to join, by descriptor: they take the place of the spec's entry of the same kind.
+    pub namespaces: Vec<(NamespaceKind, OwnedFd)>,
+    /// Detached mounts by the spec's `destination`: they take the place of opening that entry's `source`; its
+    /// attribute options (`ro`, `nosuid`, propagation) are still applied.
+    pub mounts: Vec<(PathBuf, OwnedFd)>,
+    /// With a listening unix socket, the process waits before `execve` until somebody connects, and reports to them
+    /// whether `execve` worked (`create` and `start`).
+    pub gate: Option<OwnedFd>,
+    /// Whether the process keeps the caller's session keyring (`--no-new-keyring`).
+    pub keep_keyring: bool,
+    /// How many of the launching process's descriptors from 3 on the program inherits (`--preserve-fds`).
+    pub preserve_fds: u32,
+}
+
+impl LaunchResources {
+    /// Only the id and the root file system; the rest as few containers need it otherwise.
+    pub fn new(id: impl Into<String>, rootfs: Rootfs) -> Self {
+        LaunchResources {
+            id: id.into(),
+            rootfs,
+            bundle: PathBuf::from("/"),
+            cgroup: None,
+            namespaces: Vec::new(),
+            mounts: Vec::new(),
+            gate: None,
+            keep_keyring: false,
+            preserve_fds: 0,
+        }
+    }
+}
+
+/// Prepares a container's launch: opens its mounts, compiles its seccomp profile, and resolves all the rest.
+///
+/// The caller may be threaded. Follows runtime-spec 1.3, `config.md` and `config-linux.md`.
+///
+/// # Errors
+/// [`Error::Spec`] for a spec that can't be followed, [`Error::Unsupported`] for what the host lacks, and
+/// [`Error::Kernel`] where a source can't be opened.
+pub fn plan_launch(
+    spec: &Spec,
+    resources: LaunchResources,
+) -> Result<(LaunchPlan, Vec<OwnedFd>), Error> {
+    let mut fds = FdList::default();
+    let no_linux = Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&no_linux);
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or_else(|| Error::spec("process", "is missing"))?;
+    let namespaces = plan_namespaces(linux, resources.namespaces, &mut fds)?;
+    let rootfs = plan_rootfs(spec, linux, resources.rootfs, &namespaces, &mut fds)?;
+    let mut context = MountContext {
+        linux,
+        bundle: &resources.bundle,
+        namespaces: &namespaces,
+        cgroup: resources.cgroup.as_ref(),
+        given: resources.mounts,
+    };
+    let mut mounts = Vec::new();
+    for (position, mount) in spec.mounts().iter().flatten().enumerate() {
+        mounts.extend(mounts::plan_mount(position, mount, &mut context, &mut fds)?);
+    }
+    if let Some((destination, _)) = context.given.first() {
+        return Err(Error::spec(
+            "mounts",
+            format!("none has the destination {}", destination.display()),
+        ));
+    }
+    let mapped = namespaces.has_user();
+    let mut process_plan = plan_process(
+        process,
+        (!resources.keep_keyring).then(|| format!("_ses.{}", resources.id)),
+        linux.seccomp().as_ref(),
+        mapped,
+    )?;
+    process_plan.preserve_fds = resources.preserve_fds;
+    process_plan.personality = linux.personality().as_ref().map(plan_personality);
+    if namespaces
+        .user_mapping
+        .as_ref()
+        .is_some_and(|mapping| mapping.deny_setgroups)
+    {
+        process_plan.groups = None;
+    }
+    let devpts = if process.terminal().unwrap_or(false) {
+        Some(plan_terminal(&mut mounts, linux, mapped, &mut fds)?)
+    } else {
+        None
+    };
+    let plan = LaunchPlan {
+        devices: plan_devices(spec, linux, mapped, &mut fds)?,
+        cgroup: resources
+            .cgroup
+            .as_ref()
+            .map(|cgroup| CgroupPlan::add(cgroup, &mut fds))
+            .transpose()?
+            .unwrap_or_default(),
+        masked_paths: paths(linux.masked_paths()),
+        readonly_paths: paths(linux.readonly_paths()),
+        host_name: non_empty_name(spec.hostname(), "hostname", &namespaces)?,
+        domain_name: non_empty_name(spec.domainname(), "domainname", &namespaces)?,
+        sysctls: plan_sysctls(linux, &namespaces)?,
+        gate: resources.gate.map(|fd| fds.push(fd)),
+        process: process_plan,
+        namespaces,
+        rootfs,
+        mounts,
+        devpts,
+    };
+    Ok((plan, fds.into_inner()))
+}
+
+fn paths(list: &Option<Vec<String>>) -> Vec<PathBuf> {
+    list.iter().flatten().map(PathBuf::from).collect()
+}
+
+fn non_empty_name(
+    name: &Option<String>,
+    field: &str,
+    namespaces: &NamespacePlan,
+) -> Result<Option<String>, Error> {
+    let name = name.clone().filter(|name| !name.is_empty());
+    if name.is_some() && !namespaces.makes(NamespaceKind::Uts) {
+        // A joined namespace has its name already; the spec's repetition of it is not an error.
+        if namespaces.joins(NamespaceKind::Uts).is_some() {
+            return Ok(None);
+        }
+        return Err(Error::spec(
+            field,
+            "needs a uts namespace of the container's own",
+        ));
+    }
+    Ok(name)
+}
+
+fn plan_rootfs(
+    spec: &Spec,
+    linux: &Linux,
+    rootfs: Rootfs,
+    namespaces: &NamespacePlan,
+    fds: &mut FdList,
+) -> Result<RootfsPlan, Error> {
+    let detached = match rootfs {
+        Rootfs::Detached(fd) => fd,
+        Rootfs::Path(path) => {
+            let bound =
+                mount::bind(&path, true).during(|| format!("open rootfs {}", path.display()))?;
+            let private = Attributes {
+                propagation: Some(Propagation::Private),
+                ..Attributes::default()
+            };
+            mount::set_attributes(&bound, true, &private).during(|| "make rootfs private")?;
+            bound
+        }
+    };
+    if !linux::path::is_directory(&detached).during(|| "stat rootfs")? {
+        return Err(Error::spec("root.path", "is not a directory"));
+    }
+    let separate = namespaces.makes(NamespaceKind::Mount);
+    if !separate {
+        return Err(Error::unsupported(
+            "linux.namespaces",
+            "a container without a mount namespace of its own",
+        ));
+    }
+    Ok(RootfsPlan {
+        mount: fds.push(detached),
+        readonly: spec
+            .root()
+            .as_ref()
+            .is_some_and(|root| root.readonly().unwrap_or(false)),
+        propagation: linux
+            .rootfs_propagation()
+            .as_deref()
+            .filter(|text| !text.is_empty())
+            .map(parse_rootfs_propagation)
+            .transpose()?,
+    })
+}
+
+/// The devpts instance for the terminal: the container's, or without one the host's.
+fn plan_terminal(
+    mounts: &mut [super::MountPlan],
+    linux: &Linux,
+    mapped: bool,
+    fds: &mut FdList,
+) -> Result<super::Fd, Error> {
+    if let Some(fd) = mounts::detach_devpts(mounts, linux, mapped, fds)? {
+        return Ok(fd);
+    }
+    let host = linux::path::open_in_root(
+        rustix::fs::CWD,
+        Path::new("/dev/pts"),
+        rustix::fs::OFlags::PATH,
+    )
+    .during(|| "open the host's /dev/pts for a container without one")?;
+    Ok(fds.push(host))
+}
+
+const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+fn plan_devices(
+    spec: &Spec,
+    linux: &Linux,
+    mapped: bool,
+    fds: &mut FdList,
+) -> Result<Option<Vec<DevicePlan>>, Error> {
+    let host_dev = spec.mounts().iter().flatten().any(|mount| {
+        let bound = mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|option| option == "bind" || option == "rbind");
+        mount.destination() == Path::new("/dev")
+            && (bound || mount.typ().as_deref() == Some("bind"))
+    });
+    if host_dev {
+        return Ok(None);
+    }
+    let listed = linux.devices().as_deref().unwrap_or_default();
+    let mut out = Vec::new();
+    for (path, major, minor) in DEFAULT_DEVICES {
+        if listed.iter().any(|device| device.path() == Path::new(path)) {
+            continue;
+        }
+        let node = DeviceSource::Node {
+            mode: libc::S_IFCHR | 0o666,
+            major,
+            minor,
+            uid: 0,
+            gid: 0,
+        };
+        out.push(device_plan(PathBuf::from(path), node, mapped, fds)?);
+    }
+    for (position, device) in listed.iter().enumerate() {
+        let node = device_node(position, device)?;
+        out.push(device_plan(
+            Path::new("/").join(device.path()),
+            node,
+            mapped,
+            fds,
+        )?);
+    }
+    Ok(Some(out))
+}
+
+fn device_plan(
+    path: PathBuf,
+    node: DeviceSource,
+    mapped: bool,
+    fds: &mut FdList,
+) -> Result<DevicePlan, Error> {
+    if !mapped {
+        return Ok(DevicePlan { path, source: node });
+    }
+    let bound =
+        mount::bind(&path, false).during(|| format!("open host's device {}", path.display()))?;
+    let private = Attributes {
+        propagation: Some(Propagation::Private),
+        ..Attributes::default()
+    };
+    mount::set_attributes(&bound, false, &private)
+        .during(|| format!("make device {} private", path.display()))?;
+    Ok(DevicePlan {
+        path,
+        source: DeviceSource::Bind(fds.push(bound)),
+    })
+}
+
+fn device_node(position: usize, device: &LinuxDevice) -> Result<DeviceSource, Error> {
+    let field = || format!("linux.devices[{position}]");
+    let kind = match device.typ() {
+        LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
+        LinuxDeviceType::B => libc::S_IFBLK,
+        LinuxDeviceType::P => libc::S_IFIFO,
+        LinuxDeviceType::A => return Err(Error::spec(field(), "a node can't be of type a")),
+    };
+    let number = |value: i64| {
+        u32::try_from(value).map_err(|_| Error::spec(field(), "device number out of range"))
+    };
+    let (major, minor) = if kind == libc::S_IFIFO {
+        (0, 0)
+    } else {
+        (number(device.major())?, number(device.minor())?)
+    };
+    Ok(DeviceSource::Node {
+        mode: kind | (device.file_mode().unwrap_or(0o666) & 0o7777),
+        major,
+        minor,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    })
+}
+
+/// `linux.sysctl`: only what belongs to a namespace of the container's may be set.
+fn plan_sysctls(linux: &Linux, namespaces: &NamespacePlan) -> Result<Vec<(String, String)>, Error> {
+    let own = |kind: NamespaceKind| namespaces.makes(kind) || namespaces.joins(kind).is_some();
+    let mut out = Vec::new();
+    for (key, value) in linux.sysctl().iter().flatten() {
+        let field = || format!("linux.sysctl[{key}]");
+        // Either separator is in use; in a name with slashes the dots are part of it (an interface `eth0.1`).
+        let path = match (key.find('/'), key.find('.')) {
+            (Some(slash), Some(dot)) if slash < dot => key.clone(),
+            (Some(_), None) => key.clone(),
+            _ => key
+                .chars()
+                .map(|c| match c {
+                    '.' => '/',
+                    '/' => '.',
+                    other => other,
+                })
+                .collect(),
+        };
+        if path.split('/').any(|part| part.is_empty() || part == "..") {
+            return Err(Error::spec(field(), "is not a sysctl's name"));
+        }
+        let needed = if path.starts_with("net/") {
+            NamespaceKind::Network
+        } else if path.starts_with("fs/mqueue/")
+            || path.starts_with("kernel/msg")
+            || path.starts_with("kernel/sem")
+            || path.starts_with("kernel/shm")
+        {
+            NamespaceKind::Ipc
+        } else if path == "kernel/domainname" {
+            NamespaceKind::Uts
+        } else {
+            return Err(Error::spec(
+                field(),
+                "belongs to no namespace: it would change the host",
+            ));
+        };
+        if !own(needed) {
+            return Err(Error::spec(
+                field(),
+                format!(
+                    "needs a {} namespace of the container's own",
+                    needed.proc_name()
+                ),
+            ));
+        }
+        out.push((path, value.clone()));
+    }
+    out.sort();
+    Ok(out)
+}

@@ -1,0 +1,239 @@
+//! `process` of a spec, for a container's first process and for an exec.
+
+use super::{CgroupPlan, ExecPlan, FdList, ProcessPlan};
+use crate::error::{DuringPlan, Error};
+use crate::seccomp;
+use linux::capability::{self, Set, Sets};
+use linux::cgroup::Cgroup;
+use linux::namespace::{self, NamespaceKind};
+use linux::rlimit::{self, Rlimit};
+use oci_spec::runtime::{
+    Capabilities, LinuxCapabilities, LinuxPersonality, LinuxPersonalityDomain, LinuxSeccomp,
+    Process,
+};
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+/// The running container that an exec goes into.
+#[derive(Debug)]
+pub struct ExecTarget {
+    /// Its first process in the caller's pid namespace.
+    pub pid: i32,
+    /// That process's pidfd: the namespaces are joined through it, so a reused pid can't be entered.
+    pub pidfd: OwnedFd,
+    /// The cgroup for the process: the container's, or a child made for this exec.
+    pub cgroup: Option<Cgroup>,
+    /// The container's `linux.seccomp`.
+    pub seccomp: Option<LinuxSeccomp>,
+    /// How many of the launching process's descriptors from 3 on the program inherits (`--preserve-fds`).
+    pub preserve_fds: u32,
+}
+
+/// Prepares another process in a running container.
+///
+/// # Errors
+/// As [`crate::plan_launch`]; ESRCH in [`Error::Kernel`] if the container has ended.
+pub fn plan_exec(process: &Process, target: ExecTarget) -> Result<(ExecPlan, Vec<OwnedFd>), Error> {
+    let mut fds = FdList::default();
+    let pid = target.pid;
+    let mut kinds = Vec::new();
+    for kind in NamespaceKind::ALL {
+        let theirs = match namespace::open_of(pid, kind) {
+            // A kernel without time namespaces.
+            Err(error) if error.is(libc::ENOENT) && kind == NamespaceKind::Time => continue,
+            other => {
+                other.during(|| format!("open {} namespace of pid {pid}", kind.proc_name()))?
+            }
+        };
+        let own = namespace::open_own(kind).during(|| "open own namespace")?;
+        if !namespace::same(&theirs, &own).during(|| "compare namespaces")? {
+            kinds.push(kind);
+        }
+    }
+    let root = rustix::fs::open(
+        format!("/proc/{pid}/root"),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|errno| linux::Error::new("open", format!("/proc/{pid}/root"), errno.raw_os_error()))
+    .during(|| "open the container's root")?;
+    let terminal = process.terminal().unwrap_or(false);
+    let devpts = if terminal {
+        Some(fds.push(open_devpts(&root)?))
+    } else {
+        None
+    };
+    // What was opened by number belongs to the process of the pidfd only if that still lives.
+    linux::pidfd::send_signal(&target.pidfd, 0)
+        .during(|| format!("find container's process {pid}"))?;
+    let user_namespaced = kinds.contains(&NamespaceKind::User);
+    let mut plan = plan_process(process, None, target.seccomp.as_ref(), user_namespaced)?;
+    plan.preserve_fds = target.preserve_fds;
+    if user_namespaced && !setgroups_allowed(pid) {
+        plan.groups = None;
+    }
+    let cgroup = target
+        .cgroup
+        .as_ref()
+        .map(|cgroup| CgroupPlan::add(cgroup, &mut fds))
+        .transpose()?;
+    let plan = ExecPlan {
+        pidfd: fds.push(target.pidfd),
+        kinds,
+        root: fds.push(root),
+        cgroup: cgroup.unwrap_or_default(),
+        devpts,
+        process: plan,
+    };
+    Ok((plan, fds.into_inner()))
+}
+
+fn open_devpts(root: impl AsFd) -> Result<OwnedFd, Error> {
+    linux::path::open_in_root(root, Path::new("dev/pts"), OFlags::PATH | OFlags::DIRECTORY)
+        .during(|| "open the container's /dev/pts")
+}
+
+fn setgroups_allowed(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/setgroups"))
+        .is_ok_and(|text| text.trim() == "allow")
+}
+
+/// Resolves a process; `keyring` is the name of a session keyring for it.
+pub(super) fn plan_process(
+    process: &Process,
+    keyring: Option<String>,
+    seccomp: Option<&LinuxSeccomp>,
+    user_namespaced: bool,
+) -> Result<ProcessPlan, Error> {
+    let args = process.args().clone().unwrap_or_default();
+    if args.is_empty() {
+        return Err(Error::spec("process.args", "is empty"));
+    }
+    let cwd = process
+        .cwd()
+        .to_str()
+        .ok_or_else(|| Error::spec("process.cwd", "is not UTF-8"))?;
+    if !cwd.starts_with('/') {
+        return Err(Error::spec(
+            "process.cwd",
+            format!("{cwd:?} is not an absolute path"),
+        ));
+    }
+    let env = process.env().clone().unwrap_or_default();
+    for (field, texts) in [("process.args", &args), ("process.env", &env)] {
+        if texts.iter().any(|text| text.contains('\0')) {
+            return Err(Error::spec(field, "has a NUL byte in it"));
+        }
+    }
+    let user = process.user();
+    let size = process.console_size().and_then(|size| {
+        Some((
+            u16::try_from(size.width()).ok()?,
+            u16::try_from(size.height()).ok()?,
+        ))
+    });
+    let capabilities = plan_capabilities(process.capabilities().as_ref())?;
+    Ok(ProcessPlan {
+        args,
+        env,
+        cwd: cwd.to_owned(),
+        terminal_size: size.filter(|size| *size != (0, 0)),
+        uid: user.uid(),
+        gid: user.gid(),
+        groups: Some(user.additional_gids().clone().unwrap_or_default()),
+        umask: user.umask(),
+        capabilities: if user_namespaced {
+            capabilities
+        } else {
+            limit_to_own(capabilities)
+        },
+        no_new_privs: process.no_new_privileges().unwrap_or(false),
+        seccomp: seccomp.map(seccomp::plan).transpose()?.flatten(),
+        rlimits: plan_rlimits(process)?,
+        oom_score_adj: process.oom_score_adj(),
+        apparmor_profile: process
+            .apparmor_profile()
+            .clone()
+            .filter(|name| !name.is_empty()),
+        selinux_label: process
+            .selinux_label()
+            .clone()
+            .filter(|label| !label.is_empty()),
+        personality: None,
+        keyring,
+        preserve_fds: 0,
+    })
+}
+
+/// `linux.personality` (config-linux.md, "Personality").
+pub(super) fn plan_personality(spec: &LinuxPersonality) -> u32 {
+    const PER_LINUX32: u32 = 0x0008;
+    match spec.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => PER_LINUX32,
+    }
+}
+
+fn plan_capabilities(spec: Option<&LinuxCapabilities>) -> Result<Sets, Error> {
+    let Some(spec) = spec else {
+        return Ok(Sets::default());
+    };
+    let set = |names: &Option<Capabilities>| {
+        names.iter().flatten().fold(Set::default(), |set, name| {
+            // The crate's own enum prints the kernel's name.
+            set.union(Set::named(&name.to_string()).unwrap_or_default())
+        })
+    };
+    Ok(Sets {
+        bounding: set(spec.bounding()),
+        effective: set(spec.effective()),
+        permitted: set(spec.permitted()),
+        inheritable: set(spec.inheritable()),
+        ambient: set(spec.ambient()),
+    })
+}
+
+/// Takes out what this process doesn't have itself and so can't give.
+fn limit_to_own(wanted: Sets) -> Sets {
+    let Ok(own) = capability::current() else {
+        return wanted;
+    };
+    let lacking = Set(wanted.permitted.0 & !own.permitted.0);
+    if lacking != Set::default() {
+        tracing::warn!(capabilities = ?lacking.names().collect::<Vec<_>>(), "not given: this process lacks them itself");
+    }
+    let limit = |set: Set| set.intersection(own.permitted);
+    Sets {
+        bounding: wanted.bounding,
+        effective: limit(wanted.effective),
+        permitted: limit(wanted.permitted),
+        inheritable: limit(wanted.inheritable),
+        ambient: limit(wanted.ambient),
+    }
+}
+
+fn plan_rlimits(process: &Process) -> Result<Vec<Rlimit>, Error> {
+    let mut out: Vec<Rlimit> = Vec::new();
+    for (position, limit) in process.rlimits().iter().flatten().enumerate() {
+        let field = format!("process.rlimits[{position}]");
+        let name = limit.typ().to_string();
+        let resource = rlimit::resource_named(&name)
+            .ok_or_else(|| Error::spec(&field, format!("unknown type {name}")))?;
+        if out.iter().any(|known| known.resource == resource) {
+            return Err(Error::spec(field, format!("duplicate type {name}")));
+        }
+        if limit.soft() > limit.hard() {
+            return Err(Error::spec(
+                field,
+                format!("{name}: soft limit above the hard one"),
+            ));
+        }
+        out.push(Rlimit {
+            resource,
+            soft: limit.soft(),
+            hard: limit.hard(),
+        });
+    }
+    Ok(out)
+}
