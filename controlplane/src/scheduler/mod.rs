@@ -92,10 +92,11 @@ impl Scheduler {
                 .pod_changed(change.old.as_deref(), change.new.as_deref());
             match &change.new {
                 Some(pod) if is_ours(pod) => q.add(Key::of(&**pod)),
-                _ => change
-                    .old
-                    .iter()
-                    .for_each(|pod| drop(me.waiting().remove(&Key::of(&**pod)))),
+                _ => {
+                    for pod in &change.old {
+                        me.waiting().remove(&Key::of(&**pod));
+                    }
+                }
             }
             if freed {
                 me.retry_waiting(&q);

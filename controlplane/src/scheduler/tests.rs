@@ -23,9 +23,9 @@ fn asking(name: &str, cpu: &str) -> Pod {
 
 fn cluster(nodes: &[Node]) -> Cluster {
     let mut cluster = Cluster::default();
-    nodes
-        .iter()
-        .for_each(|node| drop(cluster.node_changed(None, Some(node))));
+    for node in nodes {
+        cluster.node_changed(None, Some(node));
+    }
     cluster
 }
 

@@ -82,7 +82,7 @@ pub fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], old_pods: bool) -
     }
     let recreate = deployment.spec.strategy.type_.as_deref() == Some("Recreate");
     let mut steps = Vec::new();
-    if recreate && shrink_to_zero(&old, &bounds, &mut steps) || recreate && old_pods {
+    if recreate && (shrink_to_zero(&old, &bounds, &mut steps) || old_pods) {
         return Plan {
             steps,
             new: new.map(|set| (name(set), false)),
