@@ -93,7 +93,7 @@ impl Scheduler {
             match &change.new {
                 Some(pod) if is_ours(pod) => q.add(Key::of(&**pod)),
                 _ => {
-                    for pod in &change.old {
+                    if let Some(pod) = &change.old {
                         me.waiting().remove(&Key::of(&**pod));
                     }
                 }
