@@ -21,6 +21,7 @@ mod listen;
 mod managed;
 mod negotiate;
 mod object;
+pub mod openapi;
 mod paths;
 mod query;
 mod reply;
@@ -31,12 +32,6 @@ mod server;
 mod services;
 mod table;
 mod tls;
-mod openapi {
-    use serde_json::{Value, json};
-    pub fn v3_index() -> Value { json!({"paths": {}}) }
-    pub fn v3_document(_: &str) -> Option<Value> { None }
-    pub fn v2_document() -> Value { json!({"swagger": "2.0", "paths": {}}) }
-}
 mod protobuf {
     pub fn decode(_: &[u8]) -> Result<serde_json::Value, String> { Err("protobuf".into()) }
 }
