@@ -100,7 +100,7 @@ async fn ensure_object(
     let resource = api.cache.resource(group, "v1", plural).ok_or_else(Failure::no_such_path)?;
     let user = User::authenticated("system:apiserver", ["system:masters"]);
     let options = WriteOptions::internal(MANAGER);
-    let created = create_object(api, resource, object.clone(), &user, &options).await;
+    let created = create_object(api, resource, object.clone(), &user, &options, &Manager::update(MANAGER, "")).await;
     match created {
         Err(failure) if failure.code == StatusCode::CONFLICT => {}
         other => return other.map(drop),

@@ -9,7 +9,7 @@ use super::super::api::Api;
 use super::super::auth::User;
 use super::super::cache::Resource;
 use super::super::failure::{Failure, Result};
-use super::super::managed;
+use super::super::managed::{self, Manager};
 use super::super::object::{metadata, now};
 use super::super::reply::{self, Reply};
 use super::write::{Written, insert};
@@ -26,7 +26,8 @@ pub async fn create(api: &Api, request: &Request) -> Result<Reply> {
     let (mut object, unknown) = decode_object(request)?;
     let warnings = check_unknown(request.kind(), unknown, &options)?;
     set_namespace(&mut object, request)?;
-    let written = create_object(api, &request.resource, object, &request.user, &options).await?;
+    let manager = Manager::update(&options.manager, "");
+    let written = create_object(api, &request.resource, object, &request.user, &options, &manager).await?;
     let mut reply = object_reply(request, StatusCode::CREATED, written.json, written.revision)?;
     reply::warn(&mut reply, &warnings);
     Ok(reply)
@@ -64,12 +65,14 @@ pub async fn create_object(
     mut object: Value,
     user: &User,
     options: &WriteOptions,
+    manager: &Manager<'_>,
 ) -> Result<Written> {
     if object["metadata"]["resourceVersion"].as_str().is_some_and(|v| !v.is_empty()) {
         return Err(Failure::bad_request("resourceVersion should not be set on objects to be created"));
     }
     (resource.kind.default)(&mut object);
     set_system_metadata(&mut object);
+    managed::created(resource.kind, &mut object, manager)?;
     let base = object["metadata"]["generateName"].as_str().unwrap_or_default().to_owned();
     let generated = api::object::name(&object).is_empty() && !base.is_empty();
     let mut tries = if generated { NAME_TRIES } else { 1 };
@@ -100,7 +103,6 @@ async fn create_named(
     if !errors.is_empty() {
         return Err(Failure::invalid(kind, api::object::name(&object), &errors));
     }
-    managed::created(kind, &mut object, &options.manager);
     let written = insert(api, resource, &object, options.dry_run).await?;
     if !options.dry_run {
         reservation.keep();

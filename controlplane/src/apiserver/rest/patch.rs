@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::super::api::Api;
 use super::super::failure::{Failure, Result};
-use super::super::managed::Manager;
+use super::super::managed::{self, Manager};
 use super::super::negotiate;
 use super::super::object::metadata;
 use super::super::reply::{self, Reply};
@@ -70,7 +70,7 @@ pub fn plain(request: &Request, old: &Value) -> Result<Value> {
         }
         STRATEGIC => {
             let schema = api::schema::Struct::find(kind.schema).ok_or_else(|| Failure::internal(kind.schema))?;
-            let _ = schema; Err(Failure::unsupported_media_type(&[JSON, MERGE]))
+            api::patch::strategic(schema, old, &body()?).map_err(|e| Failure::bad_request(e.to_string()))
         }
         _ => Err(Failure::unsupported_media_type(&[JSON, MERGE, STRATEGIC, APPLY])),
     }
@@ -113,7 +113,7 @@ async fn apply(api: &Api, request: &Request, part: Part, options: &WriteOptions)
     };
     loop {
         let updated = update_object(api, &update, |old| {
-            let mut new = super::super::managed::apply(kind, old, &wanted, &update.manager)?;
+            let mut new = managed::applied(kind, old, &wanted, &update.manager)?;
             match wanted["metadata"]["resourceVersion"].as_str() {
                 Some(_) => new["metadata"]["resourceVersion"] = wanted["metadata"]["resourceVersion"].clone(),
                 None => unpin(&mut new, old),
@@ -124,8 +124,8 @@ async fn apply(api: &Api, request: &Request, part: Part, options: &WriteOptions)
         let (code, written) = match updated.await {
             Ok(written) => (StatusCode::OK, written),
             Err(missing) if missing.code == StatusCode::NOT_FOUND && part == Part::Whole => {
-                let object = super::super::managed::apply(kind, &Value::Null, &wanted, &update.manager)?;
-                match create_object(api, &request.resource, object, &request.user, options).await {
+                let object = managed::applied(kind, &Value::Null, &wanted, &update.manager)?;
+                match create_object(api, &request.resource, object, &request.user, options, &manager).await {
                     Ok(written) => (StatusCode::CREATED, written),
                     // Somebody else was faster; their object is to be changed then.
                     Err(failure) if failure.reason == "AlreadyExists" => continue,

@@ -89,7 +89,7 @@ pub async fn update_object(
         prepare(update, &mut new, &old)?;
         let reservation = admission::update(api, update.resource, &mut new, &old)?;
         validate(update, &new, &old)?;
-        managed::updated(kind, &mut new, &old, &update.manager);
+        managed::updated(kind, &mut new, &old, &update.manager)?;
         if same(&new, &old) {
             return Ok(Written { json: current.json.clone(), revision: current.revision });
         }
