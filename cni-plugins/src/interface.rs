@@ -68,10 +68,20 @@ fn announce(name: &str) -> Result<(), Error> {
 
 fn enable_ipv6(name: &str, detect_duplicates: bool) -> Result<(), Error> {
     write_if_there(&["net", "ipv6", "conf", name, "disable_ipv6"], "0")?;
-    if !detect_duplicates {
-        write_if_there(&["net", "ipv6", "conf", name, "accept_dad"], "0")?;
+    if detect_duplicates {
+        Ok(())
+    } else {
+        skip_duplicate_detection(name)
     }
-    Ok(())
+}
+
+/// Lets the kernel use a link-local address without asking whether somebody else has it. Call it before the interface
+/// has a carrier.
+///
+/// # Errors
+/// EROFS where `/proc/sys` is read-only.
+pub fn skip_duplicate_detection(name: &str) -> Result<(), Error> {
+    write_if_there(&["net", "ipv6", "conf", name, "accept_dad"], "0")
 }
 
 /// A kernel without IPv6 has none of its sysctls.

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
 
 use linux::namespace::{NamespaceKind, open_own, unshare};
-use linux::netlink::{LinkChange, Netlink, in_namespace};
+use linux::netlink::{LinkChange, LinkKind, Netlink, NewLink, VethPeer, in_namespace};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -76,6 +76,20 @@ impl Host {
         self.call_with(
             command,
             &[("CNI_CONTAINERID", &pod.id), ("CNI_NETNS", &pod.path())],
+            config,
+        )
+    }
+
+    /// Calls a plugin for a pod whose namespace ends right after.
+    pub fn call_ending(&self, command: &str, pod: &Pod, config: &Value) -> Result<Value, Value> {
+        let path = pod.path();
+        self.call_with(
+            command,
+            &[
+                ("CNI_CONTAINERID", &pod.id),
+                ("CNI_NETNS", &path),
+                (crate::NETNS_ENDS, "1"),
+            ],
             config,
         )
     }
@@ -176,25 +190,31 @@ pub fn ips(result: &Value) -> Vec<IpAddr> {
         .collect()
 }
 
-/// Makes a TCP connection from one namespace to a listener in another; the address that the listener sees, or `None`.
+/// Makes a TCP connection from one namespace to a listener at `address` in another; the address that the listener sees,
+/// or `None`.
 pub fn connect(from: &OwnedFd, to: &OwnedFd, address: SocketAddr) -> Option<IpAddr> {
+    connect_by(from, to, address.port(), address)
+}
+
+/// The same with a listener on `port`, reached by an address that is translated on the way.
+pub fn connect_by(from: &OwnedFd, to: &OwnedFd, port: u16, address: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = if address.is_ipv4() {
         [0; 4].into()
     } else {
         [0u16; 8].into()
     };
-    let listener = in_namespace(to, || {
-        TcpListener::bind((any, address.port())).expect("bind")
-    })
-    .expect("enter");
+    let listener =
+        in_namespace(to, || TcpListener::bind((any, port)).expect("bind")).expect("enter");
+    let waiting = listener.try_clone().expect("clone");
     let seen = thread::spawn(move || {
-        let (mut stream, peer) = listener.accept().ok()?;
+        let (mut stream, peer) = waiting.accept().ok()?;
         stream.write_all(b"hello").ok()?;
         Some(peer.ip())
     });
-    reach(from, address)
-        .then(|| seen.join().expect("join"))
-        .flatten()
+    let reached = reach(from, address);
+    // Ends the wait of a listener that nobody reached.
+    rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).expect("shutdown");
+    reached.then(|| seen.join().expect("join")).flatten()
 }
 
 /// Whether a greeting comes from `address`.
@@ -214,4 +234,44 @@ pub fn new_namespace() -> OwnedFd {
         open_own(NamespaceKind::Network).expect("open own namespace")
     };
     thread::spawn(make).join().expect("join")
+}
+
+/// A link from the host to a namespace outside.
+pub fn wire_to_world(host: &Host, world: &OwnedFd) {
+    let configure = |name: &str, addresses: [&str; 2]| {
+        let mut netlink = Netlink::open().expect("netlink");
+        let index = netlink
+            .link_by_name(name)
+            .expect("get")
+            .expect("link")
+            .index;
+        for address in addresses {
+            netlink
+                .add_address(index, address.parse().expect("net"))
+                .expect("address");
+        }
+        let up = LinkChange {
+            up: Some(true),
+            ..Default::default()
+        };
+        netlink.change_link(index, &up).expect("up");
+    };
+    host.inside(|| {
+        let peer = VethPeer {
+            name: "up0",
+            netns: Some(world.as_fd()),
+            mac: None,
+            mtu: None,
+        };
+        let link = NewLink::new("out0", LinkKind::Veth(peer));
+        Netlink::open()
+            .expect("netlink")
+            .add_link(&link)
+            .expect("wire");
+        configure("out0", ["192.0.2.1/24", "2001:db8::1/64"]);
+    });
+    in_namespace(world, || {
+        configure("up0", ["192.0.2.2/24", "2001:db8::2/64"])
+    })
+    .expect("enter world");
 }

@@ -16,6 +16,7 @@ mod lab;
 mod loopback;
 mod masquerade;
 mod netns;
+mod portmap;
 mod protocol;
 
 use std::collections::BTreeMap;
@@ -45,7 +46,12 @@ struct Plugin {
     status: fn(&Request) -> Result<(), Error>,
 }
 
-const PLUGINS: &[Plugin] = &[bridge::PLUGIN, host_local::PLUGIN, loopback::PLUGIN];
+const PLUGINS: &[Plugin] = &[
+    bridge::PLUGIN,
+    host_local::PLUGIN,
+    loopback::PLUGIN,
+    portmap::PLUGIN,
+];
 
 /// The names that [`run`] and [`main`] answer to.
 pub fn names() -> impl Iterator<Item = &'static str> {

@@ -60,9 +60,13 @@ fn make_bridge(host: &mut Netlink, config: &Config) -> Result<Link, Error> {
     };
     match host.add_link(&link) {
         // Another ADD was first.
-        Err(cause) if !cause.is(EEXIST) => Err(cause.into()),
-        _ => interface::find(host, &config.bridge),
+        Err(cause) if !cause.is(EEXIST) => return Err(cause.into()),
+        _ => {}
     }
+    // Until the bridge's link-local address is proved unique, for a second or two after the first port, the host can't
+    // ask for a pod's hardware address on behalf of a packet that it forwards.
+    interface::skip_duplicate_detection(&config.bridge)?;
+    interface::find(host, &config.bridge)
 }
 
 const EEXIST: i32 = nix::errno::Errno::EEXIST as i32;

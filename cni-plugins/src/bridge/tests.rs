@@ -1,9 +1,9 @@
 use std::net::SocketAddr;
 
-use linux::netlink::{LinkKind, Netlink, NewLink, VethPeer};
+use linux::netlink::Netlink;
 use serde_json::{Value, json};
 
-use crate::lab::{Host, Pod, connect, ips, new_namespace};
+use crate::lab::{Host, Pod, connect, ips, new_namespace, wire_to_world};
 
 #[test]
 fn pods_reach_each_other_and_the_host_in_both_families() {
@@ -198,47 +198,6 @@ fn traffic_to_the_outside_gets_the_hosts_address_and_keeps_its_own_inside() {
     }
 }
 
-/// A link from the host to a namespace outside.
-fn wire_to_world(host: &Host, world: &std::os::fd::OwnedFd) {
-    use std::os::fd::AsFd;
-    let configure = |name: &str, addresses: [&str; 2]| {
-        let mut netlink = Netlink::open().expect("netlink");
-        let index = netlink
-            .link_by_name(name)
-            .expect("get")
-            .expect("link")
-            .index;
-        for address in addresses {
-            netlink
-                .add_address(index, address.parse().expect("net"))
-                .expect("address");
-        }
-        let up = linux::netlink::LinkChange {
-            up: Some(true),
-            ..Default::default()
-        };
-        netlink.change_link(index, &up).expect("up");
-    };
-    host.inside(|| {
-        let peer = VethPeer {
-            name: "up0",
-            netns: Some(world.as_fd()),
-            mac: None,
-            mtu: None,
-        };
-        let link = NewLink::new("out0", LinkKind::Veth(peer));
-        Netlink::open()
-            .expect("netlink")
-            .add_link(&link)
-            .expect("wire");
-        configure("out0", ["192.0.2.1/24", "2001:db8::1/64"]);
-    });
-    linux::netlink::in_namespace(world, || {
-        configure("up0", ["192.0.2.2/24", "2001:db8::2/64"])
-    })
-    .expect("enter world");
-}
-
 #[test]
 fn gc_cuts_the_cables_of_attachments_that_do_not_exist() {
     let host = Host::new();
@@ -355,4 +314,27 @@ fn the_reference_address_plugin_and_ours_understand_each_others_leases() {
     assert_eq!(host.leases(), ["10.1.0.3", "fd00:1::3"]);
     host.call("DEL", &b, &config).expect("ours frees theirs");
     assert!(host.leases().is_empty());
+}
+
+#[test]
+fn del_before_the_namespaces_end_makes_the_interface_unusable_and_frees_its_addresses() {
+    let host = Host::new();
+    let config = host.bridge_config();
+    let pod = Pod::new("a");
+    host.call("ADD", &pod, &config).expect("add");
+    host.call_ending("DEL", &pod, &config).expect("del");
+    assert!(host.leases().is_empty());
+    let left = pod.inside(|| {
+        let mut netlink = Netlink::open().expect("netlink");
+        let link = netlink
+            .link_by_name("eth0")
+            .expect("get")
+            .expect("left to the namespace's end");
+        (
+            link.is_up(),
+            netlink.addresses(link.index).expect("addresses").len(),
+        )
+    });
+    assert_eq!(left, (false, 0));
+    host.call_ending("DEL", &pod, &config).expect("del again");
 }

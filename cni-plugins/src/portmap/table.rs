@@ -1,0 +1,351 @@
+//! The mappings in the kernel: maps and a few rules that look into them, in the table of the CNI plugins.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use linux::nftables::{
+    ADDRESS_TYPE_LOCAL, Batch, BatchError, Chain, ChainKind, Compare, Element, ElementDump, Family,
+    Field, Hook, Rule, Set, Socket, Table,
+};
+
+use super::config::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, Mapping};
+use crate::masquerade::TABLE;
+use crate::protocol::{AttachmentKey, Error, Request};
+
+/// Any of the host's addresses: protocol and port -> container's address and port.
+const PORTS: &str = "host-ports";
+/// One of the host's addresses: address, protocol and port -> the same.
+const ADDRESS_PORTS: &str = "host-address-ports";
+/// Source and destination of what has to look as if it came from the host: the container to itself, and loopback.
+const HAIRPIN: &str = "hairpin";
+const SETS: [&str; 3] = [PORTS, ADDRESS_PORTS, HAIRPIN];
+
+/// `NF_IP_PRI_RAW`, `NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`
+const RAW: i32 = -300;
+const DESTINATION_NAT: i32 = -100;
+const SOURCE_NAT: i32 = 100;
+
+/// Two processes may change the same maps at once; the later one's transaction is refused and made again.
+const ATTEMPTS: u32 = 5;
+
+/// Whose an element is: its comment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Owner(String);
+
+impl Owner {
+    pub fn of(request: &Request) -> Self {
+        Self::new(&request.network, &request.attachment)
+    }
+
+    /// The network comes last: comments are cut at 127 bytes, and ids may be long.
+    pub fn new(network: &str, attachment: &AttachmentKey) -> Self {
+        let mut text = format!(
+            "{} {} {network}",
+            attachment.container_id, attachment.ifname
+        );
+        text.truncate(COMMENT);
+        Self(text)
+    }
+
+    pub fn is_of(&self, network: &str) -> bool {
+        self.0.splitn(3, ' ').nth(2) == Some(network)
+    }
+}
+
+const COMMENT: usize = 127;
+
+/// One mapping in one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Forward {
+    host_ip: Option<IpAddr>,
+    host_port: u16,
+    protocol: u8,
+    container: SocketAddr,
+}
+
+impl Forward {
+    /// `None` if the mapping is for the other family.
+    pub fn new(mapping: &Mapping, container: IpAddr) -> Option<Self> {
+        let v6 = mapping.host_ip.map(|ip| ip.is_ipv6()).or(mapping.only_v6);
+        v6.is_none_or(|v6| v6 == container.is_ipv6())
+            .then_some(Self {
+                host_ip: mapping.host_ip,
+                host_port: mapping.host_port,
+                protocol: mapping.protocol,
+                container: SocketAddr::new(container, mapping.container_port),
+            })
+    }
+
+    pub fn family(&self) -> Family {
+        if self.container.is_ipv6() {
+            Family::Ip6
+        } else {
+            Family::Ip
+        }
+    }
+
+    /// The map that it belongs into, with its key and value there.
+    fn element(&self) -> (&'static str, Vec<u8>, Vec<u8>) {
+        let mut key = Vec::new();
+        let map = match self.host_ip {
+            Some(ip) => {
+                key.extend(octets(ip));
+                ADDRESS_PORTS
+            }
+            None => PORTS,
+        };
+        key.extend([self.protocol, 0, 0, 0]);
+        key.extend(padded_port(self.host_port));
+        let mut value = octets(self.container.ip());
+        value.extend(padded_port(self.container.port()));
+        (map, key, value)
+    }
+
+    fn hairpins(&self) -> Vec<Vec<u8>> {
+        let own = octets(self.container.ip());
+        let mut pairs = vec![[own.clone(), own.clone()].concat()];
+        if self.container.is_ipv4() {
+            pairs.push([octets(Ipv4Addr::LOCALHOST.into()), own].concat());
+        }
+        pairs
+    }
+}
+
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            IPPROTO_TCP => "tcp",
+            IPPROTO_UDP => "udp",
+            _ => "sctp",
+        };
+        match self.host_ip {
+            Some(ip) => write!(f, "host port {} of {ip}", self.host_port)?,
+            None => write!(f, "host port {}", self.host_port)?,
+        }
+        write!(f, "/{protocol} to {}", self.container)
+    }
+}
+
+/// Adds mappings, all or none.
+///
+/// # Errors
+/// Code 999 naming the port if it is mapped already.
+pub(super) fn insert(
+    socket: &mut Socket,
+    family: Family,
+    owner: &Owner,
+    forwards: &[Forward],
+    snat: bool,
+) -> Result<(), Error> {
+    let table = Table::new(family, TABLE);
+    let mut batch = Batch::new();
+    let chains = socket.chains(&table).map_err(failed)?;
+    if !chains.iter().any(|chain| chain.name == RULES) {
+        add_rules(&mut batch, &table);
+    }
+    for (number, forward) in forwards.iter().enumerate() {
+        batch.tag(number as u32);
+        let (map, key, value) = forward.element();
+        let element = Element {
+            comment: Some(&owner.0),
+            ..Element::pair(&key, &value)
+        };
+        batch.add_element(&table, map, &element);
+        for pair in forward.hairpins().iter().filter(|_| snat) {
+            batch.add_element(
+                &table,
+                HAIRPIN,
+                &Element {
+                    comment: Some(&owner.0),
+                    ..Element::key(pair)
+                },
+            );
+        }
+    }
+    batch.commit(socket).map_err(|cause| match &cause {
+        BatchError::Refused(refusals) => {
+            let refused = refusals
+                .iter()
+                .find_map(|r| forwards.get(r.tag? as usize).map(|f| (f, r.errno)));
+            match refused {
+                Some((forward, EEXIST)) => {
+                    Error::failed(format!("add {forward}: host port is already in use"))
+                }
+                Some((forward, _)) => Error::failed(format!("add {forward}: {cause}")),
+                None => failed(cause),
+            }
+        }
+        BatchError::Socket(_) => failed(cause),
+    })
+}
+
+const EEXIST: i32 = nix::errno::Errno::EEXIST as i32;
+const ENOENT: i32 = nix::errno::Errno::ENOENT as i32;
+
+/// The chain whose presence says that all of it is there.
+const RULES: &str = "host-ports-forward";
+
+/// The maps and the rules; emptied and filled in one transaction, so that two at once come out as one.
+fn add_rules(batch: &mut Batch, table: &Table) {
+    let family = table.family;
+    let (saddr, daddr) = (Field::saddr(family), Field::daddr(family));
+    let by_port = [Field::L4Proto, Field::ThDport];
+    let by_address = [daddr, Field::L4Proto, Field::ThDport];
+    let target = [daddr, Field::ThDport];
+    batch.add_table(table);
+    batch.add_set(table, &Set::map(PORTS, &by_port, &target));
+    batch.add_set(table, &Set::map(ADDRESS_PORTS, &by_address, &target));
+    batch.add_set(table, &Set::of(HAIRPIN, &[saddr, daddr]));
+
+    let protocols: [&[u8]; 3] = [&[IPPROTO_TCP], &[IPPROTO_UDP], &[IPPROTO_SCTP]];
+    let known = || Rule::new().is_one_of(Field::L4Proto, &protocols);
+    let forward = [
+        known().dnat_from(family, &by_address, ADDRESS_PORTS),
+        known().dnat_from(family, &by_port, PORTS),
+    ];
+    chain(batch, table, &Chain::regular(RULES), &forward);
+
+    let local = Rule::new()
+        .matches(Field::FibDaddrType, &ADDRESS_TYPE_LOCAL.to_ne_bytes())
+        .jump(RULES);
+    let nat = |name: &str, hook, priority| Chain::base(name, ChainKind::Nat, hook, priority);
+    let prerouting = nat("host-ports-prerouting", Hook::Prerouting, DESTINATION_NAT);
+    chain(batch, table, &prerouting, std::slice::from_ref(&local));
+    chain(
+        batch,
+        table,
+        &nat("host-ports-output", Hook::Output, DESTINATION_NAT),
+        &[local],
+    );
+    let hairpin = Rule::new().is_in(&[saddr, daddr], HAIRPIN).masquerade();
+    chain(
+        batch,
+        table,
+        &nat("host-ports-postrouting", Hook::Postrouting, SOURCE_NAT),
+        &[hairpin],
+    );
+    if family == Family::Ip {
+        let martian = Rule::new()
+            .interface(Field::IifName, Compare::NotEqual, "lo")
+            .in_network(daddr, Compare::Equal, Ipv4Addr::new(127, 0, 0, 0).into(), 8)
+            .drop();
+        let name = "host-ports-martians";
+        chain(
+            batch,
+            table,
+            &Chain::base(name, ChainKind::Filter, Hook::Prerouting, RAW),
+            &[martian],
+        );
+    }
+}
+
+fn chain(batch: &mut Batch, table: &Table, chain: &Chain, rules: &[Rule]) {
+    batch.add_chain(table, chain);
+    batch.flush_chain(table, &chain.name);
+    rules
+        .iter()
+        .for_each(|rule| batch.add_rule(table, &chain.name, rule));
+}
+
+/// Removes every element whose owner is `unwanted`; says how many there were.
+///
+/// # Errors
+/// The kernel's. A table that isn't there is no error.
+pub(super) fn remove(
+    socket: &mut Socket,
+    family: Family,
+    unwanted: impl Fn(&Owner) -> bool,
+) -> Result<usize, Error> {
+    let table = Table::new(family, TABLE);
+    let mut attempt = 1;
+    loop {
+        let mut batch = Batch::new();
+        for set in SETS {
+            for element in elements(socket, &table, set)? {
+                if element
+                    .comment
+                    .is_some_and(|comment| unwanted(&Owner(comment)))
+                {
+                    batch.delete_element(&table, set, &Element::key(&element.key));
+                }
+            }
+        }
+        let count = batch.len();
+        if count == 0 {
+            return Ok(0);
+        }
+        match batch.commit(socket) {
+            Ok(()) => return Ok(count),
+            // Somebody else removed some of them in between.
+            Err(BatchError::Refused(refusals))
+                if attempt < ATTEMPTS && refusals.iter().any(|r| r.errno == ENOENT) =>
+            {
+                attempt += 1;
+            }
+            Err(cause) => return Err(failed(cause)),
+        }
+    }
+}
+
+/// Whether the mapping is there, and `owner`'s.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn contains(
+    socket: &mut Socket,
+    owner: &Owner,
+    forward: &Forward,
+) -> Result<bool, Error> {
+    let (map, key, value) = forward.element();
+    let table = Table::new(forward.family(), TABLE);
+    let is_it = |element: &ElementDump| {
+        element.key == key && element.value == value && element.comment.as_deref() == Some(&owner.0)
+    };
+    Ok(elements(socket, &table, map)?.iter().any(is_it))
+}
+
+fn elements(socket: &mut Socket, table: &Table, set: &str) -> Result<Vec<ElementDump>, Error> {
+    match socket.elements(table, set) {
+        Err(cause) if cause.is(ENOENT) => Ok(Vec::new()),
+        other => other.map_err(failed),
+    }
+}
+
+/// UDP has no end of a connection: flows to the host's port that began before the mapping would go on to the host.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn forget_old_flows(socket: &mut Socket, forwards: &[Forward]) -> Result<(), Error> {
+    for forward in forwards
+        .iter()
+        .filter(|forward| forward.protocol == IPPROTO_UDP)
+    {
+        let stale = |destination: SocketAddr| {
+            destination.port() == forward.host_port
+                && forward.host_ip.is_none_or(|ip| ip == destination.ip())
+        };
+        let old = socket.connections(forward.family(), IPPROTO_UDP, |entry| {
+            stale(entry.original.destination)
+        });
+        for entry in old.map_err(failed)? {
+            socket.delete_connection(&entry).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn padded_port(port: u16) -> [u8; 4] {
+    let [high, low] = port.to_be_bytes();
+    [high, low, 0, 0]
+}
+
+pub(super) fn failed(cause: impl fmt::Display) -> Error {
+    Error::failed(format!("map host ports: {cause}"))
+}
