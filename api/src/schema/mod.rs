@@ -127,6 +127,20 @@ impl Struct {
             .map(|i| tables::ALL[i])
     }
 
+    /// The type of an `apiVersion` and `kind`: `apps/v1` and `Deployment`. The options that any group's requests carry
+    /// (`DeleteOptions`) are found under every version.
+    pub fn of(api_version: &str, kind: &str) -> Option<&'static Struct> {
+        let (group, version) = api_version.split_once('/').unwrap_or(("core", api_version));
+        // `rbac.authorization.k8s.io` is upstream's package `rbac`.
+        let package = group.split('.').next().unwrap_or(group);
+        let own = Self::find(&format!("{package}/{version}.{kind}"));
+        own.or_else(|| {
+            kind.ends_with("Options")
+                .then(|| Self::find(&format!("meta/v1.{kind}")))
+                .flatten()
+        })
+    }
+
     /// The field of this JSON name, inlined ones included.
     pub fn field(&self, name: &str) -> Option<&'static Field> {
         self.fields

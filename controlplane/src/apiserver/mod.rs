@@ -23,6 +23,7 @@ mod negotiate;
 mod object;
 pub mod openapi;
 mod paths;
+pub mod protobuf;
 mod query;
 mod reply;
 mod rest;
@@ -32,9 +33,6 @@ mod server;
 mod services;
 mod table;
 mod tls;
-mod protobuf {
-    pub fn decode(_: &[u8]) -> Result<serde_json::Value, String> { Err("protobuf".into()) }
-}
 
 pub use config::Config;
 pub use server::{Server, StartError};
