@@ -119,7 +119,7 @@ pub struct ExecReply {
     pub pid: i32,
     /// Its pidfd.
     pub pidfd: OwnedFd,
-    /// The master of its terminal, non-blocking.
+    /// The master of its terminal, non-blocking, and the only one: when it is closed, the terminal hangs up.
     pub terminal: Option<OwnedFd>,
 }
 
@@ -340,7 +340,7 @@ impl Client {
         self.done(Request::ReopenLog { id: id.to_owned() }).await
     }
 
-    /// Sets the terminal size of a container or an exec, in columns and rows.
+    /// Sets the terminal size of a container, in columns and rows. (An exec's is set through its own master.)
     ///
     /// # Errors
     /// [`KeeperError::WrongState`] if it has no terminal.

@@ -164,7 +164,6 @@ impl Keeper {
             return;
         };
         exec.state = ExecState::Exited(status);
-        exec.terminal = None;
         let container = exec.container.clone();
         let waiters = std::mem::take(&mut exec.waiters);
         if !waiters.is_empty() {
@@ -236,12 +235,14 @@ impl Keeper {
     }
 
     pub(super) fn resize(&mut self, id: &str, width: u16, height: u16) -> Outcome {
-        let master = match (self.containers.get(id), self.execs.get(id)) {
-            (Some(container), _) => container.streams.master(),
-            (None, Some(exec)) => exec.terminal.as_ref(),
-            (None, None) => return Err(Refusal::not_found(id)),
-        };
-        let master = master.ok_or_else(|| Refusal::state(id, "has no terminal"))?;
+        let container = self
+            .containers
+            .get(id)
+            .ok_or_else(|| Refusal::not_found(id))?;
+        let master = container
+            .streams
+            .master()
+            .ok_or_else(|| Refusal::state(id, "has no terminal"))?;
         let size = rustix::termios::Winsize {
             ws_row: height,
             ws_col: width,

@@ -102,6 +102,7 @@ pub(super) struct Exec {
     pub container: String,
     pub pid: i32,
     pub pidfd: OwnedFd,
+    /// Until the launch is decided: from then on its client holds it.
     pub terminal: Option<OwnedFd>,
     pub state: ExecState,
     /// Who waits for its end.

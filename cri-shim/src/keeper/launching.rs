@@ -272,6 +272,10 @@ impl Keeper {
             };
             self.answer(waiter, result);
         }
+        // Whoever asked for the exec holds its terminal, and lets it hang up by letting go.
+        if let Some(exec) = self.execs.get_mut(id) {
+            exec.terminal = None;
+        }
     }
 
     fn make_container_dir(&self, id: &str) -> Result<OwnedFd, Refusal> {
