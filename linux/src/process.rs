@@ -240,3 +240,30 @@ pub fn set_personality(persona: u32) -> Result<()> {
     .context("personality", || format!("{persona:#x}"))?;
     Ok(())
 }
+
+/// Is the init of a pid namespace: closes every descriptor, reaps what is orphaned, and returns after SIGTERM or
+/// SIGINT, whereupon the kernel kills the rest of the namespace.
+///
+/// For a child of [`clone_child`], which returns the code at once.
+pub fn run_pid_namespace_init() -> i32 {
+    use nix::sys::signal::{SigSet, Signal};
+    let set: SigSet = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT]
+        .into_iter()
+        .collect();
+    if set.thread_block().is_err() {
+        return 1;
+    }
+    // SAFETY: descriptors that values of the cloned program own are closed under them; none of these values is used
+    // or dropped again, since this process only waits for signals below and then ends by `_exit`.
+    unsafe { libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32) };
+    loop {
+        match set.wait() {
+            Ok(Signal::SIGCHLD) => {
+                use rustix::process::{WaitOptions, wait};
+                while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+            }
+            Ok(_) => return 0,
+            Err(_) => {}
+        }
+    }
+}

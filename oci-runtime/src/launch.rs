@@ -58,7 +58,9 @@ pub fn launch(plan: &LaunchPlan, fds: Vec<OwnedFd>, stdio: Stdio) -> Result<Laun
     let (status, status_end) = status_pipe()?;
     let mut reporter = Reporter::new(status_end);
     let child = if needs_intermediate(&plan.namespaces) {
-        launch_by_intermediate(plan, table, &streams, reporter, &status)?
+        by_intermediate(&plan.cgroup, table, reporter, &status, |reporter| {
+            intermediate(plan, table, &streams, reporter)
+        })?
     } else {
         let options = CloneOptions {
             namespaces: clone_flags(&plan.namespaces),
@@ -209,6 +211,59 @@ fn in_pid_namespace(
     child.step(step)
 }
 
+/// Starts the init of a pod that shares a pid namespace: a child that only reaps. Nothing is executed; its memory is
+/// shared with the caller's until either writes to it.
+///
+/// It is in a new pid namespace, which belongs to `user_namespace` (the caller's with `None`), and ends on SIGTERM or
+/// SIGKILL, with which everything in the namespace ends. [`Launched::status`] ends when it is ready.
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_pod_init(
+    cgroup: &CgroupPlan,
+    fds: Vec<OwnedFd>,
+    user_namespace: Option<OwnedFd>,
+) -> Result<Launched, LaunchError> {
+    let table = Fds(&fds);
+    let (status, status_end) = status_pipe()?;
+    let reporter = Reporter::new(status_end);
+    let namespaces = NamespaceKind::Pid.clone_flag();
+    let child = match user_namespace {
+        None => {
+            let options = CloneOptions {
+                namespaces,
+                cgroup: unified(cgroup, table)?,
+                sibling: false,
+            };
+            process::clone_child(options, || match init::join_cgroup(cgroup, table) {
+                Ok(()) => init::run_pod_init(),
+                Err(error) => {
+                    reporter.report(&error);
+                    1
+                }
+            })
+            .step(|| "start pod init")?
+        }
+        Some(user) => by_intermediate(cgroup, table, reporter, &status, |_reporter| {
+            init::join_cgroup(cgroup, table)?;
+            namespace::join(&user, &[NamespaceKind::User]).step(|| "join user namespace")?;
+            init::become_root(true)?;
+            let options = CloneOptions {
+                namespaces,
+                cgroup: None,
+                sibling: true,
+            };
+            process::clone_child(options, init::run_pod_init).step(|| "start pod init")
+        })?,
+    };
+    Ok(Launched {
+        pid: child.pid,
+        pidfd: child.pidfd,
+        status,
+        terminal: None,
+    })
+}
+
 /// A user namespace must be joined, or its mapping written, before the namespaces that it is to own are made; a new
 /// time namespace takes its offsets before anybody is in it. All of that happens in a process in between.
 fn needs_intermediate(plan: &NamespacePlan) -> bool {
@@ -217,31 +272,29 @@ fn needs_intermediate(plan: &NamespacePlan) -> bool {
 
 /// The process in between does what takes the host's privileges, clones the container's process as its own sibling,
 /// hands its pidfd over, and ends.
-fn launch_by_intermediate(
-    plan: &LaunchPlan,
+fn by_intermediate(
+    cgroup: &CgroupPlan,
     table: Fds<'_>,
-    streams: &Streams,
     mut reporter: Reporter,
     status: &OwnedFd,
+    clone: impl FnOnce(&mut Reporter) -> Result<process::Child, LaunchError>,
 ) -> Result<process::Child, LaunchError> {
     let (ours, theirs) = socket::pair().step(|| "start the intermediate process")?;
     let options = CloneOptions {
         namespaces: 0,
-        cgroup: unified(&plan.cgroup, table)?,
+        cgroup: unified(cgroup, table)?,
         sibling: false,
     };
-    let between = process::clone_child(options, || {
-        match intermediate(plan, table, streams, &mut reporter) {
-            Ok(child) => {
-                match socket::send(&theirs, &child.pid.to_le_bytes(), &[child.pidfd.as_fd()]) {
-                    Ok(()) => 0,
-                    Err(_) => 1,
-                }
+    let between = process::clone_child(options, || match clone(&mut reporter) {
+        Ok(child) => {
+            match socket::send(&theirs, &child.pid.to_le_bytes(), &[child.pidfd.as_fd()]) {
+                Ok(()) => 0,
+                Err(_) => 1,
             }
-            Err(error) => {
-                reporter.report(&error);
-                1
-            }
+        }
+        Err(error) => {
+            reporter.report(&error);
+            1
         }
     })
     .step(|| "start the intermediate process")?;

@@ -14,7 +14,7 @@ pub mod seccomp;
 mod state;
 
 pub use error::{Error, LaunchError, read_status};
-pub use launch::{Launched, Stdio, exec, launch};
+pub use launch::{Launched, Stdio, exec, launch, launch_pod_init};
 pub use plan::{
     CgroupPlan, ExecPlan, ExecTarget, LaunchPlan, LaunchResources, Rootfs, cgroup_resources,
     plan_exec, plan_launch,

@@ -157,6 +157,18 @@ pub(crate) fn become_root(groups: bool) -> Result<(), LaunchError> {
         .step(|| "become root of the user namespace")
 }
 
+/// The whole life of a pod's init.
+pub(crate) fn run_pod_init() -> i32 {
+    // Its program is the caller's, and others in its pid namespace must not get at that.
+    if set_undumpable().is_err() || credential::new_session().is_err() {
+        return 1;
+    }
+    // It must keep no directory of the host's busy.
+    let _ = rustix::process::chdir("/");
+    let _ = rustix::thread::set_name(c"orlop-pod-init");
+    linux::process::run_pid_namespace_init()
+}
+
 /// Brings a container's first process to its `execve`. Returns only on failure.
 ///
 /// Joined namespaces are entered already, and a new user namespace's mapping is written.

@@ -84,7 +84,6 @@ pub fn plan_launch(
     let namespaces = plan_namespaces(linux, resources.namespaces, &mut fds)?;
     let rootfs = plan_rootfs(spec, linux, resources.rootfs, &namespaces, &mut fds)?;
     let mut context = MountContext {
-        linux,
         bundle: &resources.bundle,
         namespaces: &namespaces,
         cgroup: resources.cgroup.as_ref(),

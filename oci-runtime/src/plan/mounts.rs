@@ -165,7 +165,6 @@ pub(super) fn parse_options(options: &[String]) -> Options {
 
 /// What resolving the spec's mounts needs besides them.
 pub(super) struct MountContext<'a> {
-    pub linux: &'a Linux,
     pub bundle: &'a Path,
     pub namespaces: &'a NamespacePlan,
     pub cgroup: Option<&'a Cgroup>,

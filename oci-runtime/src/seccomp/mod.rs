@@ -1,14 +1,210 @@
-//! Seccomp profiles compiled to BPF.
+//! Seccomp profiles (runtime-spec config-linux.md, "Seccomp"), compiled to BPF by us.
+
+mod compile;
+mod default_profile;
+mod syscalls;
+
+pub use default_profile::default_profile;
 
 use crate::Error;
 use crate::plan::SeccompPlan;
-use oci_spec::runtime::LinuxSeccomp;
+use compile::{Condition, Filter, Operator, Rules, compile};
+use linux::seccomp::flag;
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
+    LinuxSeccompOperator, LinuxSyscall,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use syscalls::Architecture;
 
-pub(crate) fn plan(_profile: &LinuxSeccomp) -> Result<Option<SeccompPlan>, Error> {
-    Ok(None)
+const KILL_THREAD: u32 = 0;
+const ERRNO: u32 = 0x0005_0000;
+const LOG: u32 = 0x7ffc_0000;
+const ALLOW: u32 = 0x7fff_0000;
+
+/// Compiles a profile; `None` for one that allows everything.
+pub(crate) fn plan(profile: &LinuxSeccomp) -> Result<Option<SeccompPlan>, Error> {
+    let field = |name: &str| format!("linux.seccomp.{name}");
+    if profile.listener_path().is_some() {
+        return Err(Error::unsupported(
+            field("listenerPath"),
+            "a listener for SCMP_ACT_NOTIFY is not implemented",
+        ));
+    }
+    if let Some(rule) = profile
+        .syscalls()
+        .iter()
+        .flatten()
+        .find(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)
+    {
+        return Err(Error::spec(
+            field("syscalls"),
+            format!(
+                "SCMP_ACT_NOTIFY for {:?} without listenerPath",
+                rule.names()
+            ),
+        ));
+    }
+    if profile.default_action() == LinuxSeccompAction::ScmpActAllow
+        && profile.syscalls().as_deref().unwrap_or_default().is_empty()
+    {
+        return Ok(None);
+    }
+    let filter = read(profile)?;
+    let program = compile(&filter).map_err(|too_long| {
+        Error::spec(
+            "linux.seccomp",
+            format!("compiles to {} instructions of 4096", too_long.0),
+        )
+    })?;
+    Ok(Some(SeccompPlan {
+        program,
+        flags: flags(profile),
+    }))
+}
+
+fn flags(profile: &LinuxSeccomp) -> u32 {
+    profile.flags().iter().flatten().fold(0, |flags, name| {
+        flags
+            | match name {
+                LinuxSeccompFilterFlag::SeccompFilterFlagLog => flag::LOG,
+                LinuxSeccompFilterFlag::SeccompFilterFlagTsync => flag::TSYNC,
+                LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => flag::SPEC_ALLOW,
+                LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
+                    flag::WAIT_KILLABLE_RECV
+                }
+            }
+    })
+}
+
+/// The rules by architecture and number. What this build has no number for can't be called by that name and is left
+/// out, as is an architecture that this machine can't run.
+fn read(profile: &LinuxSeccomp) -> Result<Filter, Error> {
+    let native = Architecture::native().ok_or_else(|| {
+        Error::unsupported(
+            "linux.seccomp",
+            "no table of system calls for this architecture",
+        )
+    })?;
+    let mut architectures = BTreeSet::from([native]);
+    architectures.extend(
+        profile
+            .architectures()
+            .iter()
+            .flatten()
+            .filter_map(|arch| architecture(*arch)),
+    );
+    let default = profile.default_action().as_u32(profile.default_errno_ret());
+    let mut filter = Filter {
+        architectures: BTreeMap::new(),
+        default,
+        foreign: KILL_THREAD,
+        unknown: None,
+    };
+    for architecture in architectures {
+        let mut rules = Rules::new();
+        for (position, rule) in profile.syscalls().iter().flatten().enumerate() {
+            add_rule(position, rule, architecture, default, &mut rules)?;
+        }
+        filter.architectures.insert(architecture, rules);
+    }
+    // A profile that forbids what it doesn't list can't have meant the calls that came after it: programs fall back
+    // on ENOSYS, and break on EPERM.
+    if default != ALLOW && default != LOG {
+        filter.unknown = Some(ERRNO | libc::ENOSYS as u32);
+    }
+    Ok(filter)
+}
+
+fn architecture(arch: Arch) -> Option<Architecture> {
+    match arch {
+        Arch::ScmpArchX86_64 => Some(Architecture::X86_64),
+        Arch::ScmpArchX86 => Some(Architecture::X86),
+        Arch::ScmpArchX32 => Some(Architecture::X32),
+        Arch::ScmpArchAarch64 => Some(Architecture::Aarch64),
+        _ => None,
+    }
+}
+
+fn add_rule(
+    position: usize,
+    rule: &LinuxSyscall,
+    architecture: Architecture,
+    default: u32,
+    rules: &mut Rules,
+) -> Result<(), Error> {
+    let action = rule.action().as_u32(rule.errno_ret());
+    // What it says holds without it.
+    if action == default {
+        return Ok(());
+    }
+    let arguments = rule.args().as_deref().unwrap_or_default();
+    let conditions = arguments
+        .iter()
+        .map(|argument| condition(position, argument))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut seen = BTreeSet::new();
+    let distinct = conditions
+        .iter()
+        .all(|condition| seen.insert(condition.argument));
+    for name in rule.names() {
+        let Some(number) = syscalls::number(name, architecture) else {
+            continue;
+        };
+        let verdict = rules.entry(number).or_default();
+        if conditions.is_empty() {
+            verdict.always.get_or_insert(action);
+        } else if distinct {
+            verdict.conditional.push((conditions.clone(), action));
+        } else {
+            // Several conditions on one argument are alternatives, as in other runtimes.
+            verdict.conditional.extend(
+                conditions
+                    .iter()
+                    .map(|condition| (vec![*condition], action)),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn condition(position: usize, argument: &LinuxSeccompArg) -> Result<Condition, Error> {
+    let index = u8::try_from(argument.index())
+        .ok()
+        .filter(|index| *index < 6)
+        .ok_or_else(|| {
+            Error::spec(
+                format!("linux.seccomp.syscalls[{position}].args"),
+                format!("no argument {}", argument.index()),
+            )
+        })?;
+    let operator = match argument.op() {
+        LinuxSeccompOperator::ScmpCmpNe => Operator::NotEqual,
+        LinuxSeccompOperator::ScmpCmpLt => Operator::Less,
+        LinuxSeccompOperator::ScmpCmpLe => Operator::LessOrEqual,
+        LinuxSeccompOperator::ScmpCmpEq => Operator::Equal,
+        LinuxSeccompOperator::ScmpCmpGe => Operator::GreaterOrEqual,
+        LinuxSeccompOperator::ScmpCmpGt => Operator::Greater,
+        LinuxSeccompOperator::ScmpCmpMaskedEq => Operator::MaskedEqual,
+    };
+    Ok(Condition {
+        argument: index,
+        operator,
+        value: argument.value(),
+        masked: argument.value_two().unwrap_or(0),
+    })
 }
 
 /// What `features` says of seccomp.
 pub(crate) fn features() -> serde_json::Value {
-    serde_json::json!({"enabled": true})
+    serde_json::json!({
+        "enabled": true,
+        "actions": ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
+            "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP"],
+        "operators": ["SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT",
+            "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE"],
+        "archs": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"],
+        "knownFlags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC",
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
+    })
 }
