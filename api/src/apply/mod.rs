@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use self::set::{Element, Set};
 use self::typed::{Shape, compare, field_set, merge, remove};
 use crate::object::{list, text};
-use crate::schema::{Struct, decode};
+use crate::schema::{Struct, canonicalize, decode};
 
 /// Fields that nobody owns: the server sets them.
 const UNOWNED: &[&[&str]] = &[
@@ -272,6 +272,9 @@ pub fn apply(
     force: bool,
 ) -> Result<Value, Conflicts> {
     let shape = Shape::Struct(ty);
+    let mut config = writable(config, manager);
+    // Otherwise a limit of `1000m` would differ from the stored `1`.
+    canonicalize(ty, &mut config);
     let mut entries = read_entries(live);
     if entries.is_empty() && !live.is_null() {
         // What was written before anything was recorded belongs to somebody all the same.
@@ -286,7 +289,7 @@ pub fn apply(
             owned(field_set(shape, live), &first),
         ));
     }
-    let stated = owned(field_set(shape, config), manager);
+    let stated = owned(field_set(shape, &config), manager);
     let mine = entries
         .iter()
         .position(|entry| entry.is_of(manager, "Apply"));
@@ -301,7 +304,7 @@ pub fn apply(
             .map(|(_, entry)| entry)
     };
 
-    let merged = merge(shape, Some(live), &writable(config, manager));
+    let merged = merge(shape, Some(live), &config);
     let kept = others().fold(stated.clone(), |all, entry| all.union(&entry.fields));
     let mut result =
         remove(shape, &merged, &before.difference(&kept), Some(&kept)).unwrap_or(merged);

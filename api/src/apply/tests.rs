@@ -222,6 +222,15 @@ fn an_absent_protocol_is_the_default_one() {
 }
 
 #[test]
+fn a_quantity_in_another_form_is_no_change() {
+    let limits =
+        |cpu: &str| containers(json!([{"name": "a", "resources": {"limits": {"cpu": cpu}}}]));
+    let mut live = limits("1");
+    record_update(ty(), &mut live, &Value::Null, &manager("u", EARLY));
+    assert!(apply(ty(), &live, &limits("1000m"), &manager("m", LATE), false).is_ok());
+}
+
+#[test]
 fn an_atomic_list_is_replaced_and_owned_whole() {
     let args = |list: Value| containers(json!([{"name": "a", "args": list}]));
     let live = apply(

@@ -48,6 +48,37 @@ pub fn decode(ty: &'static Struct, object: &mut Value) -> Result<Vec<String>, Ty
     Ok(walk.unknown)
 }
 
+/// Puts every quantity in `value`, of type `ty`, into its canonical form and leaves everything else as it is; what isn't a
+/// quantity stays too.
+pub fn canonicalize(ty: &'static Struct, value: &mut Value) {
+    for (name, part) in value.as_object_mut().into_iter().flatten() {
+        if let Some(field) = ty.field(name) {
+            canonicalize_part(&field.ty, part);
+        }
+    }
+}
+
+fn canonicalize_part(ty: &'static Type, value: &mut Value) {
+    match (ty, value) {
+        (Type::Struct(inner), value) => canonicalize(inner, value),
+        (Type::List(inner), Value::Array(list)) => list
+            .iter_mut()
+            .for_each(|item| canonicalize_part(inner, item)),
+        (Type::Map(inner), Value::Object(map)) => map
+            .values_mut()
+            .for_each(|item| canonicalize_part(inner, item)),
+        (Type::Quantity, value) => {
+            let text = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned);
+            if let Ok(quantity) = text.parse::<Quantity>() {
+                *value = quantity.to_string().into();
+            }
+        }
+        _ => {}
+    }
+}
+
 enum Step {
     Field(&'static str),
     Key(String),

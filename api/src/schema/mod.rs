@@ -22,7 +22,7 @@ mod decode;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{TypeError, decode};
+pub use decode::{TypeError, canonicalize, decode};
 
 /// The tables as static data; see the module's documentation.
 #[allow(clippy::all, reason = "generated")]

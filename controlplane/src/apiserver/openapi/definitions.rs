@@ -74,6 +74,11 @@ pub fn of(kinds: &[&Kind], form: Form) -> Map<String, Value> {
             (format!("{name}List"), format!("{}List", kind.kind)),
         ] {
             if let Some(definition) = definitions.get_mut(&name) {
+                // Upstream requires metadata of no kind; a generated name may be in the request's options.
+                if let Some(required) = definition.get_mut("required").and_then(Value::as_array_mut)
+                {
+                    required.retain(|field| field != "metadata");
+                }
                 definition["x-kubernetes-group-version-kind"] =
                     json!([group_version_kind(kind, &kind_name)]);
             }
