@@ -3,6 +3,7 @@
 //! ```text
 //! cargo xtask test [NAME…]     everything, or the steps and scenarios whose names contain a word
 //! cargo xtask bench [NAME…]    each component beside its counterpart, as ratios
+//! cargo xtask vm COMMAND…      one command in a virtual machine that has `orlop`
 //! cargo xtask setup            only what both need: Debian packages, kubectl, the VM's kernel
 //! ```
 
@@ -14,6 +15,7 @@ mod leak;
 mod setup;
 mod steps;
 mod tally;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -24,9 +26,10 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["test", names @ ..] => steps::test(names),
         ["bench", names @ ..] => bench::run(names),
+        ["vm", command @ ..] if !command.is_empty() => vm::command(command),
         ["setup"] => setup::all().map(|()| true),
         _ => {
-            eprintln!("usage: cargo xtask test [NAME…] | bench [NAME…] | setup");
+            eprintln!("usage: cargo xtask test [NAME…] | bench [NAME…] | vm COMMAND… | setup");
             return ExitCode::from(2);
         }
     };
