@@ -7,5 +7,11 @@ pub mod v1 {
     tonic::include_proto!("runtime.v1");
 }
 
+/// Package `orlop.images.v1`: bringing images in from files; see `proto/images.proto`.
+#[allow(clippy::all, missing_docs)]
+pub mod images {
+    tonic::include_proto!("orlop.images.v1");
+}
+
 /// The largest message that either side accepts, as upstream clients set it.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;

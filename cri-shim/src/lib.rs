@@ -2,8 +2,18 @@
 //! containers.
 
 pub mod cni;
+mod config;
 pub mod image;
 pub mod keeper;
+mod runtime;
+mod sandbox;
 pub mod scribe;
+mod server;
+mod service;
+mod spec;
+mod state;
 pub mod streaming;
 mod watch;
+
+pub use config::{Config, Registry};
+pub use server::{Error, run};

@@ -51,6 +51,19 @@ impl Hold {
         self.chains.push(chain.clone());
     }
 
+    /// Lets the layers go.
+    pub fn release(&mut self) {
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        for chain in self.chains.drain(..) {
+            if let Some(count) = holders.get_mut(&chain) {
+                *count -= 1;
+                if *count == 0 {
+                    holders.remove(&chain);
+                }
+            }
+        }
+    }
+
     /// The layers' chain ids, lowest first.
     pub fn chains(&self) -> &[Digest] {
         &self.chains
@@ -59,15 +72,7 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        for chain in &self.chains {
-            if let Some(count) = holders.get_mut(chain) {
-                *count -= 1;
-                if *count == 0 {
-                    holders.remove(chain);
-                }
-            }
-        }
+        self.release();
     }
 }
 

@@ -1,0 +1,62 @@
+//! How the CRI server is set up.
+
+use std::path::PathBuf;
+
+use crate::image::Limits;
+
+/// Where things are, and how large they may get. [`Config::default`] is what `orlop cri` runs with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The unix socket that is served.
+    pub listen: PathBuf,
+    /// Images, containers' writable layers and the journal: what outlives the kernel.
+    pub root: PathBuf,
+    /// Pins, the keeper's socket, sandboxes' files: what doesn't. On a tmpfs.
+    pub state: PathBuf,
+    /// Where network namespaces are pinned, visible to others' plugins and tools.
+    pub netns_dir: PathBuf,
+    /// The folder of CNI configurations.
+    pub cni_conf_dir: PathBuf,
+    /// The folders of CNI plugins that aren't ours.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// The program that is started as keeper: this one, unless a test says otherwise.
+    pub keeper_program: PathBuf,
+    /// The cgroup of the keeper and the scribe, from each hierarchy's root; `None` leaves them in the server's.
+    pub keeper_cgroup: Option<String>,
+    /// The cgroup below which a sandbox without `cgroup_parent` gets its own, from the hierarchies' roots.
+    pub cgroup_root: String,
+    /// The address that exec, attach and port-forward streams are served on; the port is chosen by the kernel if 0.
+    pub stream_address: std::net::SocketAddr,
+    /// What one image layer may unpack to.
+    pub layer_limits: Limits,
+    /// Where images are pulled from instead of the registry that their name says.
+    pub registries: Vec<Registry>,
+}
+
+/// A mirror of a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registry {
+    /// The registry's host as it stands in image names, `docker.io`; `*` for every one.
+    pub host: String,
+    /// Where to look first, in order: `http://127.0.0.1:5000`.
+    pub mirrors: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "/run/orlop/cri.sock".into(),
+            root: "/var/lib/orlop".into(),
+            state: "/run/orlop".into(),
+            netns_dir: "/run/netns".into(),
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dirs: vec!["/opt/cni/bin".into()],
+            keeper_program: "/proc/self/exe".into(),
+            keeper_cgroup: Some("orlop-keeper".into()),
+            cgroup_root: "/orlop".into(),
+            stream_address: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+            layer_limits: Limits::default(),
+            registries: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The server's life: what an earlier one left is taken over, the socket is served, and at the end nothing is left
+//! that nobody needs.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cri_api::MAX_MESSAGE_BYTES;
+use cri_api::images::images_server::ImagesServer;
+use cri_api::v1::image_service_server::ImageServiceServer;
+use cri_api::v1::runtime_service_server::RuntimeServiceServer;
+use journal::Journal;
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::cni::BuiltinPlugins;
+use crate::config::Config;
+use crate::runtime::Runtime;
+use crate::sandbox::{CgroupError, Cgroups, Pins};
+use crate::service::{self, ImportService, Service};
+use crate::state::{Events, Operations, State};
+use crate::{cni, image, keeper, streaming};
+
+/// The version of the journal's records.
+const SCHEMA_VERSION: u32 = 1;
+
+/// Why the server couldn't start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{operation} {path}: {source}")]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{0}: another CRI server is listening there; stop it or choose another --listen")]
+    InUse(PathBuf),
+    #[error(transparent)]
+    Journal(#[from] journal::Error),
+    #[error(transparent)]
+    Images(#[from] image::Error),
+    #[error(transparent)]
+    Keeper(#[from] keeper::KeeperError),
+    #[error(transparent)]
+    Streams(#[from] streaming::Error),
+    #[error(transparent)]
+    Cgroups(#[from] CgroupError),
+    #[error("take over what an earlier server left: {0}")]
+    Recover(String),
+    #[error("serve {path}: {source}")]
+    Serve {
+        path: PathBuf,
+        source: tonic::transport::Error,
+    },
+}
+
+fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_path_buf();
+    move |source| Error::Io {
+        operation,
+        path,
+        source,
+    }
+}
+
+/// Serves CRI until `shutdown`. `ready` is told when the socket answers. `plugins` are the CNI plugins that this
+/// program holds itself.
+///
+/// Containers that run when it ends go on, held by the keeper, and the next server takes them over. With no sandbox
+/// left, the keeper and all else ends too.
+///
+/// # Errors
+/// [`Error`]: nothing was served, or the socket broke.
+pub async fn run(
+    config: Config,
+    plugins: BuiltinPlugins,
+    shutdown: CancellationToken,
+    ready: oneshot::Sender<()>,
+) -> Result<(), Error> {
+    let listen = config.listen.clone();
+    // Before anything is touched: a second server is told to go away by the first one's journal or socket.
+    let runtime = Arc::new(open(config, plugins, &shutdown).await?);
+    runtime
+        .recover()
+        .await
+        .map_err(|error: service::Error| Error::Recover(error.to_string()))?;
+    let followed = tokio::spawn(runtime.clone().follow_exits());
+    runtime.settle_images();
+    let listener = bind(&listen)?;
+    tracing::info!(socket = %listen.display(), "serving CRI");
+    // The receiver may not care.
+    let _ = ready.send(());
+    let service = Service(runtime.clone());
+    let served = tonic::transport::Server::builder()
+        .add_service(
+            RuntimeServiceServer::new(service.clone())
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .add_service(
+            ImageServiceServer::new(service)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .add_service(
+            ImagesServer::new(ImportService(runtime.clone()))
+                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped(shutdown))
+        .await;
+    followed.abort();
+    // A socket that nobody serves only misleads.
+    let _ = std::fs::remove_file(&listen);
+    served.map_err(|source| Error::Serve {
+        path: listen,
+        source,
+    })?;
+    close(&runtime).await;
+    Ok(())
+}
+
+/// Event streams never end by themselves, so the server doesn't wait for its connections: it is dropped a moment
+/// after the shutdown began.
+async fn stopped(shutdown: CancellationToken) {
+    shutdown.cancelled().await;
+}
+
+async fn open(
+    config: Config,
+    plugins: BuiltinPlugins,
+    shutdown: &CancellationToken,
+) -> Result<Runtime, Error> {
+    for folder in [&config.root, &config.state] {
+        make_folder(folder)?;
+    }
+    if UnixStream::connect(&config.listen).is_ok() {
+        return Err(Error::InUse(config.listen));
+    }
+    let journal = Arc::new(Journal::open(config.root.join("cri.db"), SCHEMA_VERSION)?);
+    let images = Arc::new(image::Store::open(
+        config.root.join("images"),
+        journal.clone(),
+        config.layer_limits,
+    )?);
+    let state = State::load(journal.clone(), &images)?;
+    let cgroups = Cgroups::open(journal.clone())?;
+    let pins = Pins::open(&config.state)
+        .await
+        .map_err(at("make the pins in", &config.state))?;
+    let keeper = keeper::Client::connect_or_spawn(keeper::Config {
+        dir: config.state.join("keeper"),
+        program: config.keeper_program.clone(),
+        cgroup: config.keeper_cgroup.clone(),
+    })
+    .await?;
+    let streams = streaming::Server::start(config.stream_address, shutdown.clone()).await?;
+    let network = cni::Network::load(
+        config.cni_conf_dir.clone(),
+        config.cni_bin_dirs.clone(),
+        plugins,
+    );
+    Ok(Runtime {
+        config,
+        state,
+        images,
+        keeper,
+        network,
+        events: Events::new(),
+        cgroups,
+        pins,
+        operations: Operations::default(),
+        streams,
+    })
+}
+
+fn make_folder(path: &Path) -> Result<(), Error> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(path)
+        .map_err(at("make", path))
+}
+
+/// Binds the socket under another name, closes it to everybody but its owner, and only then gives it its name.
+fn bind(path: &Path) -> Result<UnixListener, Error> {
+    if let Some(folder) = path.parent() {
+        make_folder(folder)?;
+    }
+    let new = path.with_extension("new");
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(at("remove", &new)(error));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&new).map_err(at("bind", &new))?;
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))
+        .map_err(at("close", &new))?;
+    std::fs::rename(&new, path).map_err(at("name", path))?;
+    Ok(listener)
+}
+
+/// With no sandbox left, ends what outlives a server.
+async fn close(runtime: &Runtime) {
+    if !runtime.state.all_sandboxes().is_empty() {
+        return;
+    }
+    if let Err(error) = runtime.keeper.shutdown().await {
+        tracing::warn!(%error, "the keeper stays");
+    }
+    if let Err(error) = runtime.pins.clone().close() {
+        tracing::warn!(%error, "the pins' namespace stays");
+    }
+}

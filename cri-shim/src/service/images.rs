@@ -1,0 +1,189 @@
+//! ImageService, and our own service beside it that imports images from files.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cri_api::images::images_server::Images;
+use cri_api::images::{ImportRequest, ImportResponse, ImportedImage};
+use cri_api::v1::{
+    FilesystemIdentifier, FilesystemUsage, Image, ImageFilter, ImageFsInfoResponse, ImageSpec,
+    ImageStatusRequest, ImageStatusResponse, Int64Value, PullImageRequest, UInt64Value,
+};
+use serde_json::json;
+use tokio_stream::StreamExt;
+use tokio_util::io::{StreamReader, SyncIoBridge};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Error;
+use super::stats::disk_usage;
+use crate::image::{self, ImageRecord};
+use crate::runtime::{Runtime, blocking};
+use crate::state::now_ns;
+
+impl Runtime {
+    /// CRI ListImages.
+    pub fn list_images(&self, filter: Option<ImageFilter>) -> Vec<Image> {
+        let asked = filter
+            .and_then(|filter| filter.image)
+            .map(|image| image.image)
+            .unwrap_or_default();
+        if asked.is_empty() {
+            return self
+                .images
+                .list()
+                .iter()
+                .map(|image| to_cri(image))
+                .collect();
+        }
+        self.images
+            .get(&asked)
+            .iter()
+            .map(|image| to_cri(image))
+            .collect()
+    }
+
+    /// CRI ImageStatus. An image that isn't there is an answer without one, not an error.
+    pub fn image_status(&self, request: &ImageStatusRequest) -> Result<ImageStatusResponse, Error> {
+        let asked = request.image.clone().unwrap_or_default().image;
+        let image = match self.images.get(&asked) {
+            Ok(image) => image,
+            Err(image::Error::NotFound(_)) => return Ok(ImageStatusResponse::default()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut info = HashMap::new();
+        if request.verbose {
+            let shown = json!({"imageSpec": image.config, "chainIDs": image.layers});
+            info.insert("info".to_owned(), shown.to_string());
+        }
+        Ok(ImageStatusResponse {
+            image: Some(to_cri(&image)),
+            info,
+        })
+    }
+
+    /// CRI PullImage.
+    pub async fn pull_image(self: &Arc<Self>, request: PullImageRequest) -> Result<String, Status> {
+        let asked = request.image.unwrap_or_default().image;
+        let reference = image::Reference::parse(&asked)
+            .map_err(|error| Error::from(image::Error::from(error)))?;
+        let why = "this version can't pull from registries yet; bring the image in with `orlop image import FILE`";
+        Err(Error::Unsupported(format!("pull {reference}: {why}")).into())
+    }
+
+    /// CRI RemoveImage. An image that isn't there is removed.
+    pub async fn remove_image(&self, asked: Option<ImageSpec>) -> Result<(), Error> {
+        let name = asked.unwrap_or_default().image;
+        let images = self.images.clone();
+        blocking(move || match images.remove(&name) {
+            Err(image::Error::NotFound(_)) => Ok(()),
+            other => Ok(other?),
+        })
+        .await
+    }
+
+    /// CRI ImageFsInfo: what the layers take, and what containers have written.
+    pub async fn image_fs_info(self: &Arc<Self>) -> Result<ImageFsInfoResponse, Error> {
+        let this = self.clone();
+        blocking(move || {
+            let timestamp = now_ns();
+            let mountpoint = this.config.root.display().to_string();
+            let usage = |used_bytes: u64, inodes: u64| FilesystemUsage {
+                timestamp,
+                fs_id: Some(FilesystemIdentifier {
+                    mountpoint: mountpoint.clone(),
+                }),
+                used_bytes: Some(UInt64Value { value: used_bytes }),
+                inodes_used: Some(UInt64Value { value: inodes }),
+            };
+            let images = this.images.usage();
+            let (bytes, inodes) = disk_usage(&this.config.root.join("containers"));
+            Ok(ImageFsInfoResponse {
+                image_filesystems: vec![usage(images.used_bytes, images.inodes)],
+                container_filesystems: vec![usage(bytes, inodes)],
+            })
+        })
+        .await
+    }
+
+    /// Imports an archive as it arrives, and makes it outlast a power cut in the background.
+    async fn import(
+        &self,
+        request: Request<Streaming<ImportRequest>>,
+    ) -> Result<ImportResponse, Status> {
+        let mut pieces = request.into_inner();
+        let first = pieces
+            .message()
+            .await?
+            .ok_or_else(|| Status::invalid_argument("an import of nothing"))?;
+        let name = Some(first.name).filter(|name| !name.is_empty());
+        let rest = pieces.map(|piece| {
+            piece
+                .map(|piece| bytes::Bytes::from(piece.data))
+                .map_err(std::io::Error::other)
+        });
+        let all = tokio_stream::once(Ok(bytes::Bytes::from(first.data))).chain(rest);
+        let reader = SyncIoBridge::new(StreamReader::new(all));
+        let images = self.images.clone();
+        let imported = blocking(move || Ok(images.import(reader, name.as_deref())?)).await?;
+        self.settle_images();
+        let images = imported.into_iter().map(|image| ImportedImage {
+            id: image.id.to_string(),
+            names: image.names,
+        });
+        Ok(ImportResponse {
+            images: images.collect(),
+        })
+    }
+
+    /// Makes what came into the image store outlast a power cut.
+    pub fn settle_images(&self) {
+        let images = self.images.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = images.settle() {
+                tracing::warn!(%error, "could not sync the image store");
+            }
+        });
+    }
+}
+
+/// `Images` over a shared runtime.
+pub struct ImportService(pub Arc<Runtime>);
+
+#[tonic::async_trait]
+impl Images for ImportService {
+    async fn import(
+        &self,
+        request: Request<Streaming<ImportRequest>>,
+    ) -> Result<Response<ImportResponse>, Status> {
+        self.0.import(request).await.map(Response::new)
+    }
+}
+
+/// An image as CRI shows it: its user is a number or a name, as the image says.
+fn to_cri(image: &ImageRecord) -> Image {
+    let user = image
+        .config
+        .config
+        .user
+        .split(':')
+        .next()
+        .unwrap_or_default();
+    let uid = user.parse::<i64>().ok().map(|value| Int64Value { value });
+    Image {
+        id: image.id.to_string(),
+        repo_tags: image.names.iter().cloned().collect(),
+        repo_digests: image.digests.iter().cloned().collect(),
+        size: image.size_bytes,
+        username: if uid.is_some() {
+            String::new()
+        } else {
+            user.to_owned()
+        },
+        uid,
+        spec: Some(ImageSpec {
+            image: image.id.to_string(),
+            ..Default::default()
+        }),
+        pinned: image.pinned,
+    }
+}

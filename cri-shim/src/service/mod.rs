@@ -1,0 +1,24 @@
+//! The operations, one a file, and the gRPC services that they are the methods of.
+
+mod create_container;
+mod devices;
+mod error;
+mod exec;
+mod exits;
+mod images;
+mod list;
+mod recover;
+mod remove_container;
+mod remove_pod_sandbox;
+mod rpc;
+mod run_pod_sandbox;
+mod start_container;
+mod stats;
+mod status;
+mod stop_container;
+mod stop_pod_sandbox;
+mod update_resources;
+
+pub use error::Error;
+pub use images::ImportService;
+pub use rpc::Service;

@@ -1,0 +1,243 @@
+//! StartContainer: the plan is made here, with everything opened; the keeper only clones.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cri_api::v1::{
+    ContainerEventType, NamespaceMode, StartContainerRequest, StartContainerResponse,
+};
+use linux::cgroup::Cgroup;
+use linux::namespace::{self, NamespaceKind};
+use oci_runtime::{LaunchPlan, LaunchResources, Rootfs};
+use tonic::Status;
+
+use super::Error;
+use crate::keeper::{KeeperError, LaunchRequest};
+use crate::runtime::{Runtime, blocking};
+use crate::sandbox::Held;
+use crate::spec::{self, SHM, sandbox_namespaces_of};
+use crate::state::{Container, ContainerStatus, Launched, Sandbox, now_ns};
+
+/// What upstream's runtimes report for a container whose program couldn't be started.
+const START_ERROR_CODE: i32 = 128;
+
+impl Runtime {
+    /// CRI StartContainer. A repeated request joins the one that is running.
+    pub async fn start_container(
+        self: &Arc<Self>,
+        request: StartContainerRequest,
+    ) -> Result<StartContainerResponse, Status> {
+        let container = self.container(&request.container_id)?;
+        let this = self.clone();
+        let key = format!("start {}", container.id());
+        let start = async move {
+            let _turn = container.turn.lock().await;
+            this.launch_container(&container)
+                .await
+                .map_err(Status::from)?;
+            Ok(String::new())
+        };
+        self.operations.join(&key, start).await?;
+        Ok(StartContainerResponse {})
+    }
+
+    async fn launch_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
+        if container.status() != ContainerStatus::Created {
+            let state = container.status().cri_state().as_str_name();
+            return Err(Error::Precondition(format!(
+                "container {} is in state {state}",
+                container.id()
+            )));
+        }
+        let sandbox = self.sandbox(&container.record.sandbox_id)?;
+        if !sandbox.status().is_ready() {
+            return Err(Error::Precondition(format!(
+                "sandbox {} is not ready",
+                sandbox.id()
+            )));
+        }
+        let started_at_ns = now_ns();
+        match self.launch(container, &sandbox).await {
+            Ok(launched) => {
+                let pid = launched.pid;
+                container.set_launched(Some(launched));
+                let running =
+                    |_: &ContainerStatus| Some(ContainerStatus::Running { pid, started_at_ns });
+                self.state.update_container(container, running)?;
+                self.tell_of(container, ContainerEventType::ContainerStartedEvent);
+                Ok(())
+            }
+            Err(error) => {
+                let exited = |_: &ContainerStatus| {
+                    Some(ContainerStatus::Exited {
+                        started_at_ns: 0,
+                        finished_at_ns: now_ns(),
+                        exit_code: START_ERROR_CODE,
+                        reason: "StartError".into(),
+                        message: error.to_string(),
+                    })
+                };
+                self.state.update_container(container, exited)?;
+                self.clear_cgroup(container).await;
+                self.tell_of(container, ContainerEventType::ContainerStoppedEvent);
+                Err(error)
+            }
+        }
+    }
+
+    async fn launch(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        sandbox: &Arc<Sandbox>,
+    ) -> Result<Launched, Error> {
+        let pins = self
+            .pins
+            .get(sandbox.id())
+            .await
+            .map_err(Error::io("open the sandbox's namespaces"))?;
+        let pid_namespace = self.pid_namespace(container, sandbox).await?;
+        let (this, of, owner) = (self.clone(), container.clone(), sandbox.clone());
+        let (plan, fds, memory_events) =
+            blocking(move || this.plan(&of, &owner, pins, pid_namespace)).await?;
+        let config = &container.record.config;
+        let request = LaunchRequest {
+            plan,
+            fds,
+            log_path: container.record.log_path.clone(),
+            stdin: config.stdin,
+            stdin_once: config.stdin_once,
+            terminal: config.tty,
+            size: None,
+            memory_events,
+        };
+        match self.keeper.launch(container.id(), request).await {
+            Ok(reply) => Ok(Launched {
+                pid: reply.pid,
+                pidfd: reply.pidfd,
+            }),
+            // It may have been started all the same: whoever holds it knows.
+            Err(KeeperError::Disconnected) => self.find_launched(container.id()).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn find_launched(&self, id: &str) -> Result<Launched, Error> {
+        let held = self
+            .keeper
+            .list()
+            .await?
+            .into_iter()
+            .find(|held| held.id == id);
+        match held.map(|held| (held.pid, held.pidfd)) {
+            Some((pid, Some(pidfd))) => Ok(Launched { pid, pidfd }),
+            _ => Err(KeeperError::Disconnected.into()),
+        }
+    }
+
+    fn plan(
+        &self,
+        container: &Container,
+        sandbox: &Sandbox,
+        pins: Held,
+        pid_namespace: Option<OwnedFd>,
+    ) -> Result<(LaunchPlan, Vec<OwnedFd>, Option<OwnedFd>), Error> {
+        let record = &container.record;
+        let specification = self.read_spec(&record.id)?;
+        if let Some(folder) = record.log_path.as_deref().and_then(Path::parent) {
+            std::fs::create_dir_all(folder)
+                .map_err(Error::io(format!("make log folder {}", folder.display())))?;
+        }
+        let cgroup = self.container_cgroup(record)?;
+        cgroup.ensure()?;
+        if let Some(limits) = specification
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.resources().as_ref())
+        {
+            cgroup.apply(&oci_runtime::cgroup_resources(limits)?)?;
+        }
+        let mut namespaces: Vec<(NamespaceKind, OwnedFd)> = Vec::new();
+        if sandbox_namespaces_of(&sandbox.record.config).network() != NamespaceMode::Node {
+            let pin = namespace::open(&self.netns_path(sandbox.id()))?;
+            namespaces.push((NamespaceKind::Network, pin));
+        }
+        namespaces.extend(pins.ipc.map(|pin| (NamespaceKind::Ipc, pin)));
+        namespaces.extend(pins.uts.map(|pin| (NamespaceKind::Uts, pin)));
+        namespaces.extend(pid_namespace.map(|pin| (NamespaceKind::Pid, pin)));
+        let memory_events = cgroup.oom_counter().ok();
+        let mut resources =
+            LaunchResources::new(&record.id, Rootfs::Detached(self.mount_rootfs(container)?));
+        resources.bundle = self.container_folder(&record.id);
+        resources.cgroup = Some(cgroup);
+        resources.namespaces = namespaces;
+        resources.mounts = pins
+            .shm
+            .map(|shm| (PathBuf::from(SHM), shm))
+            .into_iter()
+            .collect();
+        let (plan, fds) = oci_runtime::plan_launch(&specification, resources)?;
+        Ok((plan, fds, memory_events))
+    }
+
+    /// The image's layers with the container's writable one on top, as a mount that nobody else sees.
+    fn mount_rootfs(&self, container: &Container) -> Result<OwnedFd, Error> {
+        let folder = self.container_folder(container.id());
+        let layers = container.with_layers(|hold| self.images.directories(hold))?;
+        let lowers: Vec<&Path> = layers.iter().map(PathBuf::as_path).collect();
+        let (upper, work) = (folder.join("fs"), folder.join("work"));
+        Ok(linux::mount::overlay(linux::mount::Overlay {
+            lowers: &lowers,
+            upper: Some((&upper, &work)),
+            volatile: false,
+        })?)
+    }
+
+    /// The pid namespace to join: the pod's, another container's, or none for one of its own or the host's.
+    async fn pid_namespace(
+        &self,
+        container: &Container,
+        sandbox: &Sandbox,
+    ) -> Result<Option<OwnedFd>, Error> {
+        let options = spec::namespaces_of(&container.record.config);
+        let shared_by_pod =
+            || sandbox_namespaces_of(&sandbox.record.config).pid() == NamespaceMode::Pod;
+        let (pid, pidfd) = match options.pid() {
+            NamespaceMode::Pod if shared_by_pod() => {
+                let held = self
+                    .keeper
+                    .list()
+                    .await?
+                    .into_iter()
+                    .find(|held| held.id == sandbox.id());
+                let init = held.and_then(|held| Some((held.pid, held.pidfd?)));
+                init.ok_or_else(|| {
+                    Error::Precondition(format!("the init of sandbox {} has ended", sandbox.id()))
+                })?
+            }
+            NamespaceMode::Target => {
+                let target = self.container(&options.target_id)?;
+                let launched = target.launched().ok_or_else(|| {
+                    Error::Precondition(format!(
+                        "target container {} is not running",
+                        options.target_id
+                    ))
+                })?;
+                (launched.pid, launched.pidfd)
+            }
+            _ => return Ok(None),
+        };
+        let namespace = namespace::open_of(pid, NamespaceKind::Pid)?;
+        // Had the process ended and its pid been reused, the pidfd would tell.
+        linux::pidfd::send_signal(&pidfd, 0)?;
+        Ok(Some(namespace))
+    }
+
+    /// A container's cgroup.
+    pub(super) fn container_cgroup(
+        &self,
+        record: &crate::state::ContainerRecord,
+    ) -> Result<Cgroup, Error> {
+        Ok(self.cgroups.at(&record.cgroup)?)
+    }
+}

@@ -1,0 +1,178 @@
+//! The mount table: what every container has, the sandbox's files, and the request's mounts.
+
+use std::path::PathBuf;
+
+use cri_api::v1::{LinuxContainerSecurityContext, Mount as Asked, MountPropagation, NamespaceMode};
+use oci_spec::runtime::Mount;
+
+use super::{Error, Inputs, sandbox_namespaces_of};
+
+/// Where the sandbox's shared memory appears.
+pub const SHM: &str = "/dev/shm";
+
+/// The sandbox's files on the host.
+#[derive(Debug, Clone, Default)]
+pub struct Files {
+    pub resolv_conf: PathBuf,
+    pub hostname: PathBuf,
+    pub hosts: PathBuf,
+}
+
+/// The mounts, in the order in which they are made: a mount point's parents come first.
+pub fn container(
+    inputs: &Inputs<'_>,
+    security: &LinuxContainerSecurityContext,
+) -> Result<Vec<Mount>, Error> {
+    let mut asked: Vec<&Asked> = inputs.mounts.iter().collect();
+    asked.sort_by_key(|mount| depth(&mount.container_path));
+    let taken = |path: &str| {
+        asked
+            .iter()
+            .any(|mount| clean(&mount.container_path) == path)
+    };
+    let mut mounts: Vec<Mount> = defaults(inputs, security)
+        .into_iter()
+        .filter(|mount| !taken(&mount.destination().to_string_lossy()))
+        .collect();
+    for mount in asked {
+        mounts.push(bind(mount)?);
+    }
+    Ok(mounts)
+}
+
+fn defaults(inputs: &Inputs<'_>, security: &LinuxContainerSecurityContext) -> Vec<Mount> {
+    let access = if security.privileged { "rw" } else { "ro" };
+    let quiet = ["nosuid", "noexec", "nodev"];
+    let with = |more: &[&'static str]| -> Vec<&'static str> {
+        quiet.iter().chain(more).copied().collect()
+    };
+    let host_ipc = sandbox_namespaces_of(inputs.sandbox).ipc() == NamespaceMode::Node;
+    let file_access = if security.readonly_rootfs { "ro" } else { "rw" };
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &quiet),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount("/sys", "sysfs", "sysfs", &with(&[access])),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &with(&["relatime", access]),
+        ),
+    ];
+    mounts.push(if host_ipc {
+        mount("/dev/mqueue", "bind", "/dev/mqueue", &with(&["bind"]))
+    } else {
+        mount("/dev/mqueue", "mqueue", "mqueue", &quiet)
+    });
+    // The sandbox's own comes as a descriptor; the path is for whoever reads the specification.
+    mounts.push(mount(SHM, "bind", "/dev/shm", &with(&["rbind"])));
+    for (target, source) in [
+        ("/etc/resolv.conf", &inputs.files.resolv_conf),
+        ("/etc/hostname", &inputs.files.hostname),
+        ("/etc/hosts", &inputs.files.hosts),
+    ] {
+        mounts.push(mount(
+            target,
+            "bind",
+            &source.to_string_lossy(),
+            &["rbind", "rprivate", file_access],
+        ));
+    }
+    mounts
+}
+
+fn bind(asked: &Asked) -> Result<Mount, Error> {
+    if !asked.container_path.starts_with('/') {
+        return Err(Error::invalid(
+            "mounts.container_path",
+            format!("{:?} is not absolute", asked.container_path),
+        ));
+    }
+    let propagation = match asked.propagation() {
+        MountPropagation::PropagationPrivate => "rprivate",
+        MountPropagation::PropagationHostToContainer => "rslave",
+        MountPropagation::PropagationBidirectional => "rshared",
+    };
+    let access = match (asked.readonly, asked.recursive_read_only) {
+        (true, true) if asked.propagation() != MountPropagation::PropagationPrivate => {
+            return Err(Error::invalid(
+                "mounts.recursive_read_only",
+                "needs private propagation",
+            ));
+        }
+        (true, true) => "rro",
+        (false, true) => {
+            return Err(Error::invalid(
+                "mounts.recursive_read_only",
+                "needs readonly",
+            ));
+        }
+        (true, false) => "ro",
+        (false, false) => "rw",
+    };
+    Ok(mount(
+        &clean(&asked.container_path),
+        "bind",
+        &asked.host_path,
+        &["rbind", propagation, access],
+    ))
+}
+
+/// A rootfs takes part in propagation only if a mount in it does.
+pub fn rootfs_propagation(mounts: &[Asked]) -> Option<&'static str> {
+    let wants = |propagation| {
+        mounts
+            .iter()
+            .any(|mount| mount.propagation() == propagation)
+    };
+    if wants(MountPropagation::PropagationBidirectional) {
+        Some("rshared")
+    } else if wants(MountPropagation::PropagationHostToContainer) {
+        Some("rslave")
+    } else {
+        None
+    }
+}
+
+fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
+    let mut mount = Mount::default();
+    mount.set_destination(target.into());
+    mount.set_typ(Some(kind.into()));
+    mount.set_source(Some(source.into()));
+    mount.set_options(Some(
+        options.iter().map(|option| (*option).to_owned()).collect(),
+    ));
+    mount
+}
+
+fn clean(path: &str) -> String {
+    let parts: Vec<&str> = path
+        .split('/')
+        .filter(|part| !matches!(*part, "" | "."))
+        .collect();
+    format!("/{}", parts.join("/"))
+}
+
+fn depth(path: &str) -> usize {
+    path.split('/')
+        .filter(|part| !matches!(*part, "" | "."))
+        .count()
+}
