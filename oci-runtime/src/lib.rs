@@ -16,6 +16,6 @@ mod state;
 pub use error::{Error, LaunchError, read_status};
 pub use launch::{Launched, Stdio, exec, launch, launch_pod_init};
 pub use plan::{
-    CgroupPlan, ExecPlan, ExecTarget, LaunchPlan, LaunchResources, Rootfs, cgroup_resources,
-    plan_exec, plan_launch,
+    CgroupPlan, ExecPlan, ExecTarget, LaunchPlan, LaunchResources, Rootfs, apply_resources,
+    cgroup_resources, plan_exec, plan_launch,
 };

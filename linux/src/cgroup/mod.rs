@@ -4,10 +4,12 @@
 //! decision. On a hybrid host the v2 hierarchy (which has no controllers there) holds that identity, and the v1
 //! hierarchies hold the limits.
 
+mod device;
 mod hierarchy;
 mod resources;
 mod stats;
 
+pub use device::{DeviceKind, DeviceRule};
 pub use hierarchy::{Hierarchies, Layout, V1Hierarchy, own_path};
 pub use resources::{
     IoLimit, NoSuchLimit, Resources, Setting, cpu_weight_from_shares, io_weight_from_blkio,

@@ -3,7 +3,7 @@
 use super::args::{CreateArgs, RunArgs};
 use super::{Context, Failure, Outcome, console, foreground, lifecycle};
 use crate::launch::{Launched, Stdio};
-use crate::plan::{LaunchResources, Rootfs, cgroup_resources};
+use crate::plan::{LaunchResources, Rootfs, apply_resources};
 use crate::state::{Container, ProcessStat, Record, StateError, write_whole};
 use crate::{launch, plan_launch, read_status};
 use linux::cgroup::{self, Cgroup, Hierarchies};
@@ -221,13 +221,7 @@ fn prepare_cgroup(container: &Container, spec: &Spec) -> Result<Cgroup, Failure>
     let hierarchies = Arc::new(Hierarchies::discover()?);
     let cgroup = Cgroup::at(hierarchies, &container.record.cgroup_path)?;
     cgroup.ensure()?;
-    if let Some(resources) = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref())
-    {
-        cgroup.apply(&cgroup_resources(resources)?)?;
-    }
+    apply_resources(&cgroup, spec)?;
     Ok(cgroup)
 }
 

@@ -12,7 +12,7 @@ pub use cgroup::CgroupPlan;
 pub use launch::{LaunchResources, Rootfs, plan_launch};
 pub(crate) use mounts::MOUNT_OPTIONS;
 pub use process::{ExecTarget, plan_exec};
-pub use resources::cgroup_resources;
+pub use resources::{apply_resources, cgroup_resources};
 pub use types::{ExecPlan, LaunchPlan};
 
 pub(crate) use types::{

@@ -1,8 +1,87 @@
 //! `linux.resources` of a spec as limits of a cgroup.
 
-use crate::Error;
-use linux::cgroup::{IoLimit, Resources};
-use oci_spec::runtime::{LinuxBlockIo, LinuxResources, LinuxThrottleDevice};
+use crate::error::{DuringPlan, Error};
+use linux::cgroup::{Cgroup, DeviceKind, DeviceRule, IoLimit, Resources};
+use oci_spec::runtime::{
+    LinuxBlockIo, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources, LinuxThrottleDevice, Spec,
+};
+
+/// Puts a spec's `linux.resources` in force on its cgroup, which exists: limits and device rules.
+///
+/// # Errors
+/// [`Error::Spec`] for a malformed rule, [`Error::Kernel`] with the file that a limit could not be written to.
+pub fn apply_resources(cgroup: &Cgroup, spec: &Spec) -> Result<(), Error> {
+    let resources = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref());
+    if let Some(resources) = resources {
+        let limits = cgroup_resources(resources)?;
+        cgroup
+            .apply(&limits)
+            .during(|| format!("set limits of cgroup {}", cgroup.path()))?;
+    }
+    let listed = resources.and_then(|resources| resources.devices().as_deref());
+    let rules = device_rules(listed.unwrap_or_default())?;
+    cgroup
+        .set_devices(&rules)
+        .during(|| format!("limit devices of cgroup {}", cgroup.path()))
+}
+
+/// `linux.resources.devices`, after which come the devices that every container has (config-linux.md, "Default
+/// Devices"), its terminals, and the making of nodes that can't be used.
+fn device_rules(listed: &[LinuxDeviceCgroup]) -> Result<Vec<DeviceRule>, Error> {
+    let mut rules = vec![DeviceRule::everything(false)];
+    for (position, rule) in listed.iter().enumerate() {
+        rules.push(device_rule(position, rule)?);
+    }
+    if rules.last() == Some(&DeviceRule::everything(true)) {
+        return Ok(rules);
+    }
+    for kind in [DeviceKind::Char, DeviceKind::Block] {
+        rules.push(DeviceRule {
+            kind,
+            read: false,
+            write: false,
+            ..DeviceRule::everything(true)
+        });
+    }
+    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)] {
+        rules.push(DeviceRule::allow_char(major, Some(minor)));
+    }
+    rules.push(DeviceRule::allow_char(136, None));
+    Ok(rules)
+}
+
+fn device_rule(position: usize, rule: &LinuxDeviceCgroup) -> Result<DeviceRule, Error> {
+    let bad = |reason: String| Error::spec(format!("linux.resources.devices[{position}]"), reason);
+    let kind = match rule.typ() {
+        None | Some(LinuxDeviceType::A) => DeviceKind::All,
+        Some(LinuxDeviceType::B) => DeviceKind::Block,
+        Some(LinuxDeviceType::C | LinuxDeviceType::U) => DeviceKind::Char,
+        Some(LinuxDeviceType::P) => return Err(bad("a pipe is no device".to_owned())),
+    };
+    let number = |value: Option<i64>| match value {
+        None | Some(-1) => Ok(None),
+        Some(value) => u32::try_from(value)
+            .map(Some)
+            .map_err(|_| bad(format!("device number {value}"))),
+    };
+    let access = rule.access().as_deref().unwrap_or("rwm");
+    if let Some(other) = access.chars().find(|c| !"rwm".contains(*c)) {
+        return Err(bad(format!("access {other:?}")));
+    }
+    let has = |c: char| access.is_empty() || access.contains(c);
+    Ok(DeviceRule {
+        allow: rule.allow(),
+        kind,
+        major: number(rule.major())?,
+        minor: number(rule.minor())?,
+        read: has('r'),
+        write: has('w'),
+        mknod: has('m'),
+    })
+}
 
 /// The limits that a spec's `linux.resources` asks for (config-linux.md, "Control groups"), without the device rules.
 ///
