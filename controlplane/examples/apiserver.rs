@@ -9,7 +9,9 @@ use controlplane::apiserver::{Config, Server};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let folder = arguments.next().ok_or("usage: apiserver FOLDER [ADDRESS:PORT]")?;
+    let folder = arguments
+        .next()
+        .ok_or("usage: apiserver FOLDER [ADDRESS:PORT]")?;
     let mut config = Config::new(folder);
     if let Some(address) = arguments.next() {
         config.listen = vec![address.parse::<SocketAddr>()?];

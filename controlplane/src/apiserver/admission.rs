@@ -30,7 +30,12 @@ const ACCOUNT_WAIT: Duration = Duration::from_secs(2);
 /// # Errors
 /// 404 when the namespace is not there, 403 when it is being deleted or the service account is missing, 422 when an
 /// address or port can't be had.
-pub async fn create(api: &Api, resource: &Resource, object: &mut Value, user: &User) -> Result<Reservation> {
+pub async fn create(
+    api: &Api,
+    resource: &Resource,
+    object: &mut Value,
+    user: &User,
+) -> Result<Reservation> {
     let kind = resource.kind;
     if kind.namespaced {
         check_namespace(api, kind, object).await?;
@@ -64,7 +69,10 @@ fn is(kind: &Kind, plural: &str) -> bool {
 
 async fn check_namespace(api: &Api, kind: &Kind, object: &Value) -> Result<()> {
     let name = api::object::namespace(object);
-    let namespaces = api.cache.resource("", "v1", "namespaces").ok_or_else(Failure::no_such_path)?;
+    let namespaces = api
+        .cache
+        .resource("", "v1", "namespaces")
+        .ok_or_else(Failure::no_such_path)?;
     let namespace = match namespaces.get("", name) {
         Some(namespace) => namespace,
         None => api.read(namespaces, "", name).await?,
@@ -72,7 +80,8 @@ async fn check_namespace(api: &Api, kind: &Kind, object: &Value) -> Result<()> {
     if !api::object::is_terminating(&namespace.value()) {
         return Ok(());
     }
-    let why = format!("unable to create new content in namespace {name} because it is being terminated");
+    let why =
+        format!("unable to create new content in namespace {name} because it is being terminated");
     let mut failure = Failure::forbidden(kind, api::object::name(object), &why);
     failure.details["causes"] = json!([{
         "reason": "NamespaceTerminating",
@@ -88,10 +97,14 @@ fn is_mirror(object: &Value) -> bool {
 
 /// A kubelet creates pods only to show the static ones that it runs (NodeRestriction).
 fn mirror_pod_is_of_its_node(kind: &Kind, object: &Value, user: &User) -> Result<()> {
-    let Some(node) = user.name.strip_prefix("system:node:") else { return Ok(()) };
+    let Some(node) = user.name.strip_prefix("system:node:") else {
+        return Ok(());
+    };
     let name = api::object::name(object);
     if !is_mirror(object) {
-        let why = format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods");
+        let why = format!(
+            "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
+        );
         return Err(Failure::forbidden(kind, name, &why));
     }
     if api::object::text(object, "/spec/nodeName") != node {
@@ -109,7 +122,8 @@ fn set_priority(object: &mut Value) {
         _ => 0,
     };
     spec.insert("priority".into(), priority.into());
-    spec.entry("preemptionPolicy").or_insert_with(|| "PreemptLowerPriority".into());
+    spec.entry("preemptionPolicy")
+        .or_insert_with(|| "PreemptLowerPriority".into());
 }
 
 /// Every pod bears a node's failure for a while (DefaultTolerationSeconds).
@@ -119,10 +133,14 @@ fn add_tolerations(object: &mut Value) {
         Value::Array(tolerations) => tolerations,
         _ => return, // validation says what is wrong
     };
-    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+    for key in [
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+    ] {
         let tolerated = tolerations.iter().any(|t| {
             let keys = t["key"] == key || t["key"].as_str().unwrap_or_default().is_empty();
-            keys && (t["effect"] == "NoExecute" || t["effect"].as_str().unwrap_or_default().is_empty())
+            keys && (t["effect"] == "NoExecute"
+                || t["effect"].as_str().unwrap_or_default().is_empty())
         });
         if !tolerated {
             tolerations.push(json!({
@@ -143,13 +161,18 @@ async fn add_service_account(api: &Api, kind: &Kind, object: &mut Value) -> Resu
     };
     let namespace = api::object::namespace(object).to_owned();
     let account = find_account(api, &namespace, &name).await.ok_or_else(|| {
-        let why = format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found");
+        let why = format!(
+            "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
+        );
         Failure::forbidden(kind, api::object::name(object), &why)
     })?;
     let spec = field(object, "spec");
     spec.insert("serviceAccountName".into(), name.as_str().into());
     spec.insert("serviceAccount".into(), name.as_str().into());
-    if spec.get("imagePullSecrets").and_then(Value::as_array).is_none_or(Vec::is_empty)
+    if spec
+        .get("imagePullSecrets")
+        .and_then(Value::as_array)
+        .is_none_or(Vec::is_empty)
         && let Some(secrets) = account.get("imagePullSecrets")
     {
         spec.insert("imagePullSecrets".into(), secrets.clone());
@@ -177,7 +200,10 @@ async fn find_account(api: &Api, namespace: &str, name: &str) -> Option<Value> {
             applied.changed().await.ok()?;
         }
     };
-    tokio::time::timeout(ACCOUNT_WAIT, wait).await.ok().flatten()
+    tokio::time::timeout(ACCOUNT_WAIT, wait)
+        .await
+        .ok()
+        .flatten()
 }
 
 fn mount_token(object: &mut Value) {
@@ -192,7 +218,9 @@ fn mount_token(object: &mut Value) {
                 Value::Array(mounts) => mounts,
                 other => {
                     *other = json!([]);
-                    let Value::Array(mounts) = other else { continue };
+                    let Value::Array(mounts) = other else {
+                        continue;
+                    };
                     mounts
                 }
             };

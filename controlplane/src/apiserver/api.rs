@@ -15,11 +15,11 @@ use super::cache::{Cache, Resource};
 use super::config::Config;
 use super::failure::{Failure, Result};
 use super::kubelet::{self, Kubelets};
+use super::paths;
+use super::query::Query;
 use super::reply::{self, Body, Reply};
 use super::rest::{self, Request};
 use super::reviews;
-use super::paths;
-use super::query::Query;
 use super::route::{Route, Target, route};
 use super::services::Services;
 
@@ -39,7 +39,11 @@ pub struct Api {
 
 impl Api {
     /// Answers a request. `connection` is the user that the connection is known to belong to.
-    pub fn handle(self: Arc<Self>, connection: Option<User>, request: http::Request<Body>) -> BoxFuture<'static, Reply> {
+    pub fn handle(
+        self: Arc<Self>,
+        connection: Option<User>,
+        request: http::Request<Body>,
+    ) -> BoxFuture<'static, Reply> {
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             match self.answer(connection, parts, body).await {
@@ -54,10 +58,16 @@ impl Api {
         })
     }
 
-    async fn answer(self: &Arc<Self>, connection: Option<User>, parts: Parts, body: Body) -> Result<Reply> {
+    async fn answer(
+        self: &Arc<Self>,
+        connection: Option<User>,
+        parts: Parts,
+        body: Body,
+    ) -> Result<Reply> {
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let route = route(&parts.method, parts.uri.path(), &query);
-        let user = authenticate::authenticate(connection, &parts.headers, &self.tokens, &self.cache)?;
+        let user =
+            authenticate::authenticate(connection, &parts.headers, &self.tokens, &self.cache)?;
         authorize::authorize(&user, &route)?;
         let mut target = match route {
             Route::Path { path, .. } => return paths::answer(self, &parts, &query, &path),
@@ -77,7 +87,14 @@ impl Api {
             target.namespace.clear();
         }
         let body = collect(body).await?;
-        let request = Request { user, target, query, headers: parts.headers, body, resource };
+        let request = Request {
+            user,
+            target,
+            query,
+            headers: parts.headers,
+            body,
+            resource,
+        };
         rest::dispatch(self, request).await
     }
 
@@ -105,19 +122,30 @@ fn check_scope(resource: &Resource, target: &Target) -> Result<()> {
     } else {
         in_namespace
     };
-    if misplaced { Err(Failure::no_such_path()) } else { Ok(()) }
+    if misplaced {
+        Err(Failure::no_such_path())
+    } else {
+        Ok(())
+    }
 }
 
 /// The whole of a body.
 async fn collect(mut body: Body) -> Result<Bytes> {
     let mut whole = Bytes::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::bad_request(format!("read the body: {error}")))?;
-        let Ok(data) = frame.into_data() else { continue };
+        let frame =
+            frame.map_err(|error| Failure::bad_request(format!("read the body: {error}")))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         if whole.len() + data.len() > BODY_LIMIT {
             return Err(Failure::too_large(BODY_LIMIT));
         }
-        whole = if whole.is_empty() { data } else { [whole, data].concat().into() };
+        whole = if whole.is_empty() {
+            data
+        } else {
+            [whole, data].concat().into()
+        };
     }
     Ok(whole)
 }

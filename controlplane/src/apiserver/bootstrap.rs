@@ -21,7 +21,8 @@ const MANAGER: &str = "kube-apiserver";
 /// When the store can't be written.
 pub async fn ensure(api: &Api, address: IpAddr, port: u16) -> Result<()> {
     for name in NAMESPACES {
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ensure_object(api, "", "namespaces", namespace, |_, _| {}).await?;
     }
     ensure_service(api, port).await?;
@@ -33,8 +34,14 @@ pub async fn ensure(api: &Api, address: IpAddr, port: u16) -> Result<()> {
 }
 
 async fn ensure_service(api: &Api, port: u16) -> Result<()> {
-    let addresses: Vec<String> = api.services.first_addresses().map(|a| a.to_string()).collect();
-    let Some(first) = addresses.first() else { return Ok(()) };
+    let addresses: Vec<String> = api
+        .services
+        .first_addresses()
+        .map(|a| a.to_string())
+        .collect();
+    let Some(first) = addresses.first() else {
+        return Ok(());
+    };
     let service = json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -51,7 +58,10 @@ async fn ensure_service(api: &Api, port: u16) -> Result<()> {
             "sessionAffinity": "None",
         },
     });
-    ensure_object(api, "", "services", service, |old, new| old["spec"]["ports"] = new["spec"]["ports"].clone()).await
+    ensure_object(api, "", "services", service, |old, new| {
+        old["spec"]["ports"] = new["spec"]["ports"].clone()
+    })
+    .await
 }
 
 async fn ensure_endpoints(api: &Api, address: IpAddr, port: u16) -> Result<()> {
@@ -68,7 +78,10 @@ async fn ensure_endpoints(api: &Api, address: IpAddr, port: u16) -> Result<()> {
             "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
         }],
     });
-    ensure_object(api, "", "endpoints", endpoints, |old, new| old["subsets"] = new["subsets"].clone()).await?;
+    ensure_object(api, "", "endpoints", endpoints, |old, new| {
+        old["subsets"] = new["subsets"].clone()
+    })
+    .await?;
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
@@ -81,11 +94,17 @@ async fn ensure_endpoints(api: &Api, address: IpAddr, port: u16) -> Result<()> {
         "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     });
-    ensure_object(api, "discovery.k8s.io", "endpointslices", slice, |old, new| {
-        for field in ["endpoints", "ports"] {
-            old[field] = new[field].clone();
-        }
-    })
+    ensure_object(
+        api,
+        "discovery.k8s.io",
+        "endpointslices",
+        slice,
+        |old, new| {
+            for field in ["endpoints", "ports"] {
+                old[field] = new[field].clone();
+            }
+        },
+    )
     .await
 }
 
@@ -97,10 +116,21 @@ async fn ensure_object(
     object: Value,
     change: impl Fn(&mut Value, &Value),
 ) -> Result<()> {
-    let resource = api.cache.resource(group, "v1", plural).ok_or_else(Failure::no_such_path)?;
+    let resource = api
+        .cache
+        .resource(group, "v1", plural)
+        .ok_or_else(Failure::no_such_path)?;
     let user = User::authenticated("system:apiserver", ["system:masters"]);
     let options = WriteOptions::internal(MANAGER);
-    let created = create_object(api, resource, object.clone(), &user, &options, &Manager::update(MANAGER, "")).await;
+    let created = create_object(
+        api,
+        resource,
+        object.clone(),
+        &user,
+        &options,
+        &Manager::update(MANAGER, ""),
+    )
+    .await;
     match created {
         Err(failure) if failure.code == StatusCode::CONFLICT => {}
         other => return other.map(drop),

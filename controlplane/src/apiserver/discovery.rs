@@ -10,7 +10,10 @@ use super::reviews::REVIEWS;
 /// Groups in the order in which clients should prefer them: kubectl takes the first that has a short name.
 fn group_names() -> Vec<&'static str> {
     let mut names = vec!["apps"];
-    let all = kinds().iter().map(|k| k.group).chain(REVIEWS.iter().map(|r| r.group));
+    let all = kinds()
+        .iter()
+        .map(|k| k.group)
+        .chain(REVIEWS.iter().map(|r| r.group));
     for group in all {
         if !group.is_empty() && !names.contains(&group) {
             names.push(group);
@@ -22,7 +25,10 @@ fn group_names() -> Vec<&'static str> {
 
 /// Versions of a group, the preferred one first.
 fn versions(group: &str) -> Vec<&'static str> {
-    let stored = kinds().iter().filter(|k| k.group == group).map(|k| k.version);
+    let stored = kinds()
+        .iter()
+        .filter(|k| k.group == group)
+        .map(|k| k.version);
     let mut versions: Vec<&str> = stored.collect();
     versions.extend(REVIEWS.iter().filter(|r| r.group == group).map(|_| "v1"));
     versions.sort_unstable();
@@ -31,12 +37,20 @@ fn versions(group: &str) -> Vec<&'static str> {
 }
 
 fn group_version(group: &str, version: &str) -> String {
-    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+    if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    }
 }
 
 /// `APIVersions`, at `/api`.
 pub fn core_versions(config: &Config) -> Value {
-    let address = config.listen.first().map(ToString::to_string).unwrap_or_default();
+    let address = config
+        .listen
+        .first()
+        .map(ToString::to_string)
+        .unwrap_or_default();
     json!({
         "kind": "APIVersions",
         "versions": ["v1"],
@@ -74,7 +88,10 @@ pub fn resources(group: &str, version: &str) -> Option<Value> {
         return None;
     }
     let mut list: Vec<Value> = Vec::new();
-    for kind in kinds().iter().filter(|k| k.group == group && k.version == version) {
+    for kind in kinds()
+        .iter()
+        .filter(|k| k.group == group && k.version == version)
+    {
         list.push(resource(kind));
         for sub in subresources(kind) {
             let mut item = json!({
@@ -135,17 +152,31 @@ fn subresources(kind: &Kind) -> Vec<Subresource> {
     const CHANGE: &[&str] = &["get", "patch", "update"];
     let mut list = Vec::new();
     if kind.has_status {
-        list.push(Subresource { name: "status", kind: kind.kind, group_version: None, verbs: CHANGE });
+        list.push(Subresource {
+            name: "status",
+            kind: kind.kind,
+            group_version: None,
+            verbs: CHANGE,
+        });
     }
     if kind.scale {
         let group_version = Some(("autoscaling", "v1"));
-        list.push(Subresource { name: "scale", kind: "Scale", group_version, verbs: CHANGE });
+        list.push(Subresource {
+            name: "scale",
+            kind: "Scale",
+            group_version,
+            verbs: CHANGE,
+        });
     }
     for name in kind.subresources {
         let (sub_kind, group_version, verbs): (_, _, &[&str]) = match *name {
             "binding" => ("Binding", None, &["create"]),
             "eviction" => ("Eviction", Some(("policy", "v1")), &["create"]),
-            "token" => ("TokenRequest", Some(("authentication.k8s.io", "v1")), &["create"]),
+            "token" => (
+                "TokenRequest",
+                Some(("authentication.k8s.io", "v1")),
+                &["create"],
+            ),
             "finalize" => (kind.kind, None, &["update"]),
             "log" => (kind.kind, None, &["get"]),
             "ephemeralcontainers" | "resize" => (kind.kind, None, CHANGE),
@@ -153,13 +184,22 @@ fn subresources(kind: &Kind) -> Vec<Subresource> {
             "attach" => ("PodAttachOptions", None, &["create", "get"]),
             "portforward" => ("PodPortForwardOptions", None, &["create", "get"]),
             "proxy" => match kind.plural {
-                "nodes" => ("NodeProxyOptions", None, &["create", "delete", "get", "patch", "update"]),
+                "nodes" => (
+                    "NodeProxyOptions",
+                    None,
+                    &["create", "delete", "get", "patch", "update"],
+                ),
                 // Proxying to pods and Services is not served.
                 _ => continue,
             },
             _ => (kind.kind, None, CHANGE),
         };
-        list.push(Subresource { name, kind: sub_kind, group_version, verbs });
+        list.push(Subresource {
+            name,
+            kind: sub_kind,
+            group_version,
+            verbs,
+        });
     }
     list.sort_by_key(|sub| sub.name);
     list
@@ -171,7 +211,10 @@ pub fn aggregated(core: bool) -> Value {
     let items: Vec<Value> = names
         .into_iter()
         .map(|name| {
-            let versions: Vec<Value> = versions(name).into_iter().map(|v| aggregated_version(name, v)).collect();
+            let versions: Vec<Value> = versions(name)
+                .into_iter()
+                .map(|v| aggregated_version(name, v))
+                .collect();
             let metadata = if core {
                 json!({"creationTimestamp": null})
             } else {
@@ -189,7 +232,10 @@ fn aggregated_version(group: &str, version: &str) -> Value {
     let kind_of = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
     let scope = |namespaced: bool| if namespaced { "Namespaced" } else { "Cluster" };
     let mut list: Vec<Value> = Vec::new();
-    for kind in kinds().iter().filter(|k| k.group == group && k.version == version) {
+    for kind in kinds()
+        .iter()
+        .filter(|k| k.group == group && k.version == version)
+    {
         let mut item = json!({
             "resource": kind.plural,
             "responseKind": kind_of(group, version, kind.kind),
@@ -236,8 +282,23 @@ pub fn paths() -> Vec<String> {
     let mut paths = vec!["/api".to_owned(), "/api/v1".into(), "/apis".into()];
     for group in group_names() {
         paths.push(format!("/apis/{group}"));
-        paths.extend(versions(group).into_iter().map(|version| format!("/apis/{group}/{version}")));
+        paths.extend(
+            versions(group)
+                .into_iter()
+                .map(|version| format!("/apis/{group}/{version}")),
+        );
     }
-    paths.extend(["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(String::from));
+    paths.extend(
+        [
+            "/healthz",
+            "/livez",
+            "/metrics",
+            "/openapi/v2",
+            "/openapi/v3",
+            "/readyz",
+            "/version",
+        ]
+        .map(String::from),
+    );
     paths
 }

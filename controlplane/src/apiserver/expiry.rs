@@ -24,7 +24,9 @@ pub async fn run(api: Arc<Api>) {
 }
 
 async fn sweep(api: &Api, now: Timestamp) {
-    let Some(events) = api.cache.resource("", "v1", "events") else { return };
+    let Some(events) = api.cache.resource("", "v1", "events") else {
+        return;
+    };
     let (objects, _) = events.list(&Filter::default(), api.cache.applied());
     for object in objects {
         let event = object.value();
@@ -42,6 +44,14 @@ async fn sweep(api: &Api, now: Timestamp) {
 
 /// When the event happened last.
 fn last_seen(event: &Value) -> Option<Timestamp> {
-    let places = ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
-    places.iter().filter_map(|place| event.pointer(place)?.as_str()?.parse().ok()).max()
+    let places = [
+        "/series/lastObservedTime",
+        "/lastTimestamp",
+        "/eventTime",
+        "/metadata/creationTimestamp",
+    ];
+    places
+        .iter()
+        .filter_map(|place| event.pointer(place)?.as_str()?.parse().ok())
+        .max()
 }

@@ -32,12 +32,21 @@ impl std::error::Error for Failure {}
 
 /// What a message calls a resource: `pods`, `deployments.apps`.
 pub fn qualified(group: &str, name: &str) -> String {
-    if group.is_empty() { name.to_owned() } else { format!("{name}.{group}") }
+    if group.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name}.{group}")
+    }
 }
 
 impl Failure {
     pub fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Value::Null }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: Value::Null,
+        }
     }
 
     /// About the object `name` of `kind`.
@@ -60,13 +69,19 @@ impl Failure {
     }
 
     pub fn already_exists(kind: &Kind, name: &str) -> Self {
-        let message = format!("{} {name:?} already exists", qualified(kind.group, kind.plural));
+        let message = format!(
+            "{} {name:?} already exists",
+            qualified(kind.group, kind.plural)
+        );
         Self::new(StatusCode::CONFLICT, "AlreadyExists", message).about(kind, name)
     }
 
     /// A write that expected another state of the object.
     pub fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
-        let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", qualified(kind.group, kind.plural));
+        let message = format!(
+            "Operation cannot be fulfilled on {} {name:?}: {why}",
+            qualified(kind.group, kind.plural)
+        );
         Self::new(StatusCode::CONFLICT, "Conflict", message).about(kind, name)
     }
 
@@ -84,7 +99,11 @@ impl Failure {
     }
 
     pub fn invalid(kind: &Kind, name: &str, errors: &[FieldError]) -> Self {
-        let message = format!("{} {name:?} is invalid: {}", qualified(kind.group, kind.kind), aggregate(errors));
+        let message = format!(
+            "{} {name:?} is invalid: {}",
+            qualified(kind.group, kind.kind),
+            aggregate(errors)
+        );
         let causes: Vec<Value> = errors
             .iter()
             .map(|e| json!({"reason": e.kind.reason(), "message": e.body(), "field": e.field}))
@@ -98,8 +117,11 @@ impl Failure {
     /// The request may not be made to this object, whoever asks.
     pub fn forbidden(kind: &Kind, name: &str, why: &str) -> Self {
         let resource = qualified(kind.group, kind.plural);
-        let message =
-            if name.is_empty() { format!("{resource} is forbidden: {why}") } else { format!("{resource} {name:?} is forbidden: {why}") };
+        let message = if name.is_empty() {
+            format!("{resource} is forbidden: {why}")
+        } else {
+            format!("{resource} {name:?} is forbidden: {why}")
+        };
         Self::new(StatusCode::FORBIDDEN, "Forbidden", message).about(kind, name)
     }
 
@@ -123,22 +145,37 @@ impl Failure {
             "the body of the request was in an unknown format - accepted media types include: {}",
             accepted.join(", ")
         );
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message)
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "UnsupportedMediaType",
+            message,
+        )
     }
 
     pub fn not_acceptable(offered: &[&str]) -> Self {
-        let message = format!("only the following media types are accepted: {}", offered.join(", "));
+        let message = format!(
+            "only the following media types are accepted: {}",
+            offered.join(", ")
+        );
         Self::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", message)
     }
 
     pub fn too_large(limit: usize) -> Self {
         let message = format!("Request entity too large: limit is {limit}");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "RequestEntityTooLarge",
+            message,
+        )
     }
 
     /// A watch or an exact list from before the history that is kept.
     pub fn expired(requested: store::Revision, oldest: store::Revision) -> Self {
-        Self::new(StatusCode::GONE, "Expired", format!("too old resource version: {requested} ({oldest})"))
+        Self::new(
+            StatusCode::GONE,
+            "Expired",
+            format!("too old resource version: {requested} ({oldest})"),
+        )
     }
 
     /// A continued list whose first page is from before the history that is kept.
@@ -165,7 +202,11 @@ impl Failure {
     }
 
     pub fn unavailable(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message)
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "ServiceUnavailable",
+            message,
+        )
     }
 
     /// The `Status` object.
@@ -190,7 +231,9 @@ impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Self {
         match error {
             store::Error::Compacted { requested, oldest } => Self::expired(requested, oldest),
-            store::Error::Future { requested, newest } => Self::revision_in_future(requested, newest),
+            store::Error::Future { requested, newest } => {
+                Self::revision_in_future(requested, newest)
+            }
             store::Error::Closed => Self::unavailable("the server is shutting down"),
             other => Self::internal(other),
         }

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, UPGRADE};
+use http::header::{
+    ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, UPGRADE,
+};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -40,11 +42,18 @@ impl Kubelets {
     pub fn new(mut tls: ClientConfig, default_port: u16) -> Self {
         // Upgrades are HTTP/1.1's.
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self { tls: TlsConnector::from(Arc::new(tls)), default_port }
+        Self {
+            tls: TlsConnector::from(Arc::new(tls)),
+            default_port,
+        }
     }
 
     /// Sends a request to the kubelet of `node`.
-    async fn send(&self, node: &Value, request: Request<Body>) -> Result<http::Response<hyper::body::Incoming>> {
+    async fn send(
+        &self,
+        node: &Value,
+        request: Request<Body>,
+    ) -> Result<http::Response<hyper::body::Incoming>> {
         let name = api::object::name(node).to_owned();
         let unreachable = |error: &dyn std::fmt::Display| {
             Failure::internal(format!("dial the kubelet of node {name}: {error}"))
@@ -60,28 +69,49 @@ impl Kubelets {
             .await
             .map_err(|e| unreachable(&e))?
             .map_err(|e| unreachable(&e))?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|e| unreachable(&e))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| unreachable(&e))?;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "a connection to a kubelet ended");
             }
         });
-        sender.send_request(request).await.map_err(|e| unreachable(&e))
+        sender
+            .send_request(request)
+            .await
+            .map_err(|e| unreachable(&e))
     }
 
     /// Where a node's kubelet listens.
     fn address(&self, node: &Value) -> Result<(String, u16)> {
         let addresses = api::object::list(node, "/status/addresses");
         let of_type = |wanted: &str| {
-            addresses.iter().find(|a| a["type"] == wanted).and_then(|a| a["address"].as_str())
+            addresses
+                .iter()
+                .find(|a| a["type"] == wanted)
+                .and_then(|a| a["address"].as_str())
         };
-        let host = ["InternalIP", "Hostname", "InternalDNS", "ExternalIP", "ExternalDNS"].into_iter().find_map(of_type);
+        let host = [
+            "InternalIP",
+            "Hostname",
+            "InternalDNS",
+            "ExternalIP",
+            "ExternalDNS",
+        ]
+        .into_iter()
+        .find_map(of_type);
         let host = host.ok_or_else(|| {
-            Failure::internal(format!("node {} has told no address yet", api::object::name(node)))
+            Failure::internal(format!(
+                "node {} has told no address yet",
+                api::object::name(node)
+            ))
         })?;
         let port = api::object::number(node, "/status/daemonEndpoints/kubeletEndpoint/Port");
-        let port = port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0).unwrap_or(self.default_port);
+        let port = port
+            .and_then(|p| u16::try_from(p).ok())
+            .filter(|p| *p != 0)
+            .unwrap_or(self.default_port);
         Ok((host.to_owned(), port))
     }
 }
@@ -99,43 +129,85 @@ pub fn is_forwarded(target: &Target) -> bool {
 ///
 /// # Errors
 /// 404 without the pod or node, 400 for a request that names no container of the pod, the kubelet's own errors.
-pub async fn forward(api: &Api, target: &Target, query: &Query, parts: Parts, body: Body) -> Result<Reply> {
+pub async fn forward(
+    api: &Api,
+    target: &Target,
+    query: &Query,
+    parts: Parts,
+    body: Body,
+) -> Result<Reply> {
     let (node_name, path) = if target.resource == "nodes" {
-        let text = parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default();
+        let text = parts
+            .uri
+            .query()
+            .map(|q| format!("?{q}"))
+            .unwrap_or_default();
         (target.name.clone(), format!("/{}{text}", target.rest))
     } else {
-        let pods = api.cache.resource("", "v1", "pods").ok_or_else(Failure::no_such_path)?;
-        let pod = api.read(pods, &target.namespace, &target.name).await?.value();
+        let pods = api
+            .cache
+            .resource("", "v1", "pods")
+            .ok_or_else(Failure::no_such_path)?;
+        let pod = api
+            .read(pods, &target.namespace, &target.name)
+            .await?
+            .value();
         let node = api::object::text(&pod, "/spec/nodeName").to_owned();
         if node.is_empty() {
             // A pod that is nowhere yet has printed nothing; upstream answers the same.
             return match target.subresource.as_str() {
                 "log" => Ok(reply::text(StatusCode::OK, "")),
-                _ => Err(Failure::bad_request(format!("pod {} does not have a host assigned", target.name))),
+                _ => Err(Failure::bad_request(format!(
+                    "pod {} does not have a host assigned",
+                    target.name
+                ))),
             };
         }
         let path = pod_path(target, query, &pod)?;
         (node, path)
     };
-    let nodes = api.cache.resource("", "v1", "nodes").ok_or_else(Failure::no_such_path)?;
-    let node = nodes.get("", &node_name).ok_or_else(|| Failure::not_found(nodes.kind, &node_name))?.value();
+    let nodes = api
+        .cache
+        .resource("", "v1", "nodes")
+        .ok_or_else(Failure::no_such_path)?;
+    let node = nodes
+        .get("", &node_name)
+        .ok_or_else(|| Failure::not_found(nodes.kind, &node_name))?
+        .value();
     exchange(api, target, &node, &path, parts, body).await
 }
 
-async fn exchange(api: &Api, target: &Target, node: &Value, path: &str, mut parts: Parts, body: Body) -> Result<Reply> {
+async fn exchange(
+    api: &Api,
+    target: &Target,
+    node: &Value,
+    path: &str,
+    mut parts: Parts,
+    body: Body,
+) -> Result<Reply> {
     let upgrading = parts.headers.contains_key(UPGRADE);
     let mut request = Request::new(if upgrading { reply::full("") } else { body });
-    *request.method_mut() = if target.resource == "pods" && !upgrading { Method::GET } else { parts.method.clone() };
-    *request.uri_mut() = path.parse().map_err(|e| Failure::bad_request(format!("{path}: {e}")))?;
+    *request.method_mut() = if target.resource == "pods" && !upgrading {
+        Method::GET
+    } else {
+        parts.method.clone()
+    };
+    *request.uri_mut() = path
+        .parse()
+        .map_err(|e| Failure::bad_request(format!("{path}: {e}")))?;
     *request.headers_mut() = forwarded_headers(&parts.headers, upgrading);
-    request.headers_mut().insert(HOST, HeaderValue::from_static("kubelet"));
+    request
+        .headers_mut()
+        .insert(HOST, HeaderValue::from_static("kubelet"));
     let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
 
     let mut response = api.kubelets.send(node, request).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let upgraded = hyper::upgrade::on(&mut response);
         let Some(client) = client else {
-            return Err(Failure::bad_request("the connection can't be upgraded; use HTTP/1.1"));
+            return Err(Failure::bad_request(
+                "the connection can't be upgraded; use HTTP/1.1",
+            ));
         };
         tokio::spawn(pass_through(client, upgraded));
         let mut reply = http::Response::new(reply::full(""));
@@ -151,7 +223,9 @@ async fn exchange(api: &Api, target: &Target, node: &Value, path: &str, mut part
     let mut reply = http::Response::new(reply::boxed(body));
     *reply.status_mut() = head.status;
     if let Some(content_type) = head.headers.get(CONTENT_TYPE) {
-        reply.headers_mut().insert(CONTENT_TYPE, content_type.clone());
+        reply
+            .headers_mut()
+            .insert(CONTENT_TYPE, content_type.clone());
     }
     Ok(reply)
 }
@@ -175,8 +249,10 @@ async fn pass_through(client: hyper::upgrade::OnUpgrade, kubelet: hyper::upgrade
 fn forwarded_headers(headers: &HeaderMap, upgrading: bool) -> HeaderMap {
     let mut kept = HeaderMap::new();
     for (name, value) in headers {
-        let upgrade = matches!(name.as_str(), "upgrade" | "connection" | "x-stream-protocol-version")
-            || name.as_str().starts_with("sec-websocket-");
+        let upgrade = matches!(
+            name.as_str(),
+            "upgrade" | "connection" | "x-stream-protocol-version"
+        ) || name.as_str().starts_with("sec-websocket-");
         let plain = *name == ACCEPT || *name == CONTENT_TYPE || *name == CONTENT_LENGTH;
         if if upgrading { upgrade } else { plain } {
             kept.append(name, value.clone());
@@ -191,10 +267,16 @@ fn forwarded_headers(headers: &HeaderMap, upgrading: bool) -> HeaderMap {
 /// What the kubelet says is wrong, as a Status.
 async fn kubelet_failure(response: http::Response<hyper::body::Incoming>) -> Failure {
     let code = response.status();
-    let body = http_body_util::Limited::new(response.into_body(), ERROR_LIMIT).collect().await;
-    let text = body.map(|b| String::from_utf8_lossy(&b.to_bytes()).trim().to_owned()).unwrap_or_default();
+    let body = http_body_util::Limited::new(response.into_body(), ERROR_LIMIT)
+        .collect()
+        .await;
+    let text = body
+        .map(|b| String::from_utf8_lossy(&b.to_bytes()).trim().to_owned())
+        .unwrap_or_default();
     let message = match serde_json::from_str::<Value>(&text) {
-        Ok(status) if status["kind"] == "Status" => api::object::text(&status, "/message").to_owned(),
+        Ok(status) if status["kind"] == "Status" => {
+            api::object::text(&status, "/message").to_owned()
+        }
         _ if text.is_empty() => format!("the kubelet answered {code}"),
         _ => text,
     };
@@ -220,15 +302,32 @@ fn pod_path(target: &Target, query: &Query, pod: &Value) -> Result<String> {
     }
     let container = container(target, query, pod)?;
     if target.subresource == "log" {
-        for name in ["follow", "previous", "timestamps", "sinceSeconds", "sinceTime", "tailLines", "limitBytes", "stream"] {
+        for name in [
+            "follow",
+            "previous",
+            "timestamps",
+            "sinceSeconds",
+            "sinceTime",
+            "tailLines",
+            "limitBytes",
+            "stream",
+        ] {
             if let Some(value) = query.get(name) {
                 parameters.push(name, value);
             }
         }
-        return Ok(format!("/containerLogs/{place}/{container}{}", parameters.text()));
+        return Ok(format!(
+            "/containerLogs/{place}/{container}{}",
+            parameters.text()
+        ));
     }
     // The kubelet has names of its own for these.
-    for (name, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+    for (name, theirs) in [
+        ("stdin", "input"),
+        ("stdout", "output"),
+        ("stderr", "error"),
+        ("tty", "tty"),
+    ] {
         if query.flag(name) {
             parameters.push(theirs, "1");
         }
@@ -236,22 +335,37 @@ fn pod_path(target: &Target, query: &Query, pod: &Value) -> Result<String> {
     for word in query.all("command") {
         parameters.push("command", word);
     }
-    Ok(format!("/{}/{place}/{container}{}", target.subresource, parameters.text()))
+    Ok(format!(
+        "/{}/{place}/{container}{}",
+        target.subresource,
+        parameters.text()
+    ))
 }
 
 /// The container that the request names, or the pod's only one.
 fn container(target: &Target, query: &Query, pod: &Value) -> Result<String> {
     let names = |pointer: &str| -> Vec<String> {
         let containers = api::object::list(pod, pointer).iter();
-        containers.filter_map(|c| c["name"].as_str().map(str::to_owned)).collect()
+        containers
+            .filter_map(|c| c["name"].as_str().map(str::to_owned))
+            .collect()
     };
     let (main, init) = (names("/spec/containers"), names("/spec/initContainers"));
-    let all = || [main.clone(), init.clone(), names("/spec/ephemeralContainers")].concat();
+    let all = || {
+        [
+            main.clone(),
+            init.clone(),
+            names("/spec/ephemeralContainers"),
+        ]
+        .concat()
+    };
     match query.get("container") {
         Some(name) if all().iter().any(|n| n == name) => Ok(name.to_owned()),
         Some(name) => {
             let pod = &target.name;
-            Err(Failure::bad_request(format!("container {name} is not valid for pod {pod}")))
+            Err(Failure::bad_request(format!(
+                "container {name} is not valid for pod {pod}"
+            )))
         }
         None => match main.as_slice() {
             [only] => Ok(only.clone()),
@@ -262,7 +376,10 @@ fn container(target: &Target, query: &Query, pod: &Value) -> Result<String> {
                     several.join(" ")
                 );
                 if !init.is_empty() {
-                    message.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
+                    message.push_str(&format!(
+                        " or one of the init containers: [{}]",
+                        init.join(" ")
+                    ));
                 }
                 Err(Failure::bad_request(message))
             }
@@ -281,7 +398,9 @@ impl Parameters {
         self.0.push('=');
         for byte in value.bytes() {
             match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => self.0.push(char::from(byte)),
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                    self.0.push(char::from(byte))
+                }
                 other => self.0.push_str(&format!("%{other:02X}")),
             }
         }
@@ -310,11 +429,21 @@ mod tests {
 
     #[test]
     fn a_pods_streams_have_the_kubelets_names() {
-        let pod = json!({"spec": {"containers": [{"name": "a"}], "initContainers": [{"name": "i"}]}});
-        let query = Query::parse("command=sh&command=-c&command=echo+%26&stdin=true&stdout=true&tty=false");
+        let pod =
+            json!({"spec": {"containers": [{"name": "a"}], "initContainers": [{"name": "i"}]}});
+        let query =
+            Query::parse("command=sh&command=-c&command=echo+%26&stdin=true&stdout=true&tty=false");
         let path = pod_path(&target("exec"), &query, &pod).unwrap();
-        assert_eq!(path, "/exec/default/web/a?input=1&output=1&command=sh&command=-c&command=echo%20%26");
-        let path = pod_path(&target("log"), &Query::parse("container=i&follow=true&tailLines=5"), &pod).unwrap();
+        assert_eq!(
+            path,
+            "/exec/default/web/a?input=1&output=1&command=sh&command=-c&command=echo%20%26"
+        );
+        let path = pod_path(
+            &target("log"),
+            &Query::parse("container=i&follow=true&tailLines=5"),
+            &pod,
+        )
+        .unwrap();
         assert_eq!(path, "/containerLogs/default/web/i?follow=true&tailLines=5");
         let path = pod_path(&target("portforward"), &Query::parse("ports=80"), &pod).unwrap();
         assert_eq!(path, "/portForward/default/web?port=80");
@@ -324,7 +453,10 @@ mod tests {
     fn a_container_must_be_named_when_there_are_several() {
         let pod = json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}]}});
         let failure = pod_path(&target("log"), &Query::default(), &pod).unwrap_err();
-        assert_eq!(failure.message, "a container name must be specified for pod web, choose one of: [a b]");
+        assert_eq!(
+            failure.message,
+            "a container name must be specified for pod web, choose one of: [a b]"
+        );
         assert!(pod_path(&target("log"), &Query::parse("container=c"), &pod).is_err());
     }
 }

@@ -26,14 +26,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const MAX_STREAMS: u32 = 1000;
 
 /// Serves every connection until the API stops; `connections` knows those that are open.
-pub async fn serve(api: Arc<Api>, listener: TcpListener, tls: TlsAcceptor, connections: TaskTracker) {
+pub async fn serve(
+    api: Arc<Api>,
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    connections: TaskTracker,
+) {
     loop {
         let accepted = tokio::select! {
             () = api.stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => drop(connections.spawn(connection(api.clone(), stream, tls.clone()))),
+            Ok((stream, _)) => {
+                drop(connections.spawn(connection(api.clone(), stream, tls.clone())))
+            }
             Err(error) => {
                 tracing::warn!(%error, "accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -50,7 +57,11 @@ async fn connection(api: Arc<Api>, stream: TcpStream, tls: TlsAcceptor) {
         Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
         Err(_) => return,
     };
-    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let certificate = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(<[_]>::first);
     let user = certificate.and_then(authenticate::certificate_user);
     let stop = api.stop.clone();
     let service = service_fn(move |request: Request<Incoming>| {

@@ -28,11 +28,19 @@ enum Operation {
 
 impl<'a> Manager<'a> {
     pub fn update(name: &'a str, subresource: &'a str) -> Self {
-        Self { name, subresource, operation: Operation::Update }
+        Self {
+            name,
+            subresource,
+            operation: Operation::Update,
+        }
     }
 
     pub fn apply(name: &'a str, subresource: &'a str, force: bool) -> Self {
-        Self { name, subresource, operation: Operation::Apply { force } }
+        Self {
+            name,
+            subresource,
+            operation: Operation::Apply { force },
+        }
     }
 
     /// The fields that a write through this subresource leaves alone.
@@ -46,7 +54,11 @@ impl<'a> Manager<'a> {
 }
 
 /// Runs `body` with the kind's type and what [`apply`] wants to know of the write.
-fn with<T>(kind: &Kind, manager: &Manager<'_>, body: impl FnOnce(&'static Struct, &apply::Manager<'_>) -> T) -> Result<T> {
+fn with<T>(
+    kind: &Kind,
+    manager: &Manager<'_>,
+    body: impl FnOnce(&'static Struct, &apply::Manager<'_>) -> T,
+) -> Result<T> {
     let schema = Struct::find(kind.schema).ok_or_else(|| Failure::internal(kind.schema))?;
     let (api_version, time) = (kind.api_version(), now());
     let manager = apply::Manager {
@@ -69,7 +81,9 @@ pub fn updated(kind: &Kind, new: &mut Value, old: &Value, manager: &Manager<'_>)
     if manager.operation != Operation::Update {
         return Ok(());
     }
-    with(kind, manager, |schema, manager| apply::record_update(schema, new, old, manager))
+    with(kind, manager, |schema, manager| {
+        apply::record_update(schema, new, old, manager)
+    })
 }
 
 /// What applying `wanted` makes of `old`, which is null when there is none yet.
@@ -78,7 +92,10 @@ pub fn updated(kind: &Kind, new: &mut Value, old: &Value, manager: &Manager<'_>)
 /// 409 with every field that somebody else owns.
 pub fn applied(kind: &Kind, old: &Value, wanted: &Value, manager: &Manager<'_>) -> Result<Value> {
     let force = manager.operation == Operation::Apply { force: true };
-    with(kind, manager, |schema, manager| apply::apply(schema, old, wanted, manager, force))?.map_err(|e| conflict(&e))
+    with(kind, manager, |schema, manager| {
+        apply::apply(schema, old, wanted, manager, force)
+    })?
+    .map_err(|e| conflict(&e))
 }
 
 fn conflict(conflicts: &Conflicts) -> Failure {

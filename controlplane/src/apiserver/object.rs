@@ -18,18 +18,25 @@ pub struct Index {
 
 impl Index {
     pub fn of(kind: &Kind, object: &Value) -> Self {
-        let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
+        let labels = object["metadata"]["labels"]
+            .as_object()
+            .into_iter()
+            .flatten();
         Self {
             namespace: api::object::namespace(object).into(),
-            labels: labels.map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect(),
+            labels: labels
+                .map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into()))
+                .collect(),
             fields: (kind.selectable_fields)(object).into(),
         }
     }
 
     pub fn label(&self, name: &str) -> Option<&str> {
-        self.labels.iter().find(|(k, _)| **k == *name).map(|(_, v)| &**v)
+        self.labels
+            .iter()
+            .find(|(k, _)| **k == *name)
+            .map(|(_, v)| &**v)
     }
-
 }
 
 /// One version of an object.
@@ -75,7 +82,10 @@ pub fn stored(object: &Value) -> Bytes {
 /// Writes a stored object with its resource version to the end of `out`.
 pub fn write_with_revision(out: &mut Vec<u8>, stored: &[u8], revision: Revision) {
     // Group, version and kind hold no quote, so the first match is the object's own metadata.
-    let Some(at) = stored.windows(METADATA.len()).position(|window| window == METADATA) else {
+    let Some(at) = stored
+        .windows(METADATA.len())
+        .position(|window| window == METADATA)
+    else {
         out.extend_from_slice(stored);
         return;
     };
@@ -110,7 +120,12 @@ pub fn field<'a>(object: &'a mut Value, name: &str) -> &'a mut Map<String, Value
 
 /// Finalizers of the metadata.
 pub fn finalizers(object: &Value) -> Vec<&str> {
-    object["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    object["metadata"]["finalizers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
 }
 
 /// Now, as the API writes times.

@@ -21,13 +21,20 @@ pub fn answer(api: &Api, parts: &Parts, query: &Query, path: &str) -> Result<Rep
     if !matches!(parts.method, Method::GET | Method::HEAD) {
         return Err(Failure::method_not_allowed());
     }
-    let accept = parts.headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let accept = parts
+        .headers
+        .get(ACCEPT)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
     let aggregated = accept.contains("as=APIGroupDiscoveryList");
     let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
     match segments.as_slice() {
         ["api"] if aggregated => Ok(aggregated_reply(parts, &discovery::aggregated(true))),
         ["apis"] if aggregated => Ok(aggregated_reply(parts, &discovery::aggregated(false))),
-        ["api"] => Ok(reply::json(StatusCode::OK, &discovery::core_versions(&api.config))),
+        ["api"] => Ok(reply::json(
+            StatusCode::OK,
+            &discovery::core_versions(&api.config),
+        )),
         ["apis"] => Ok(reply::json(StatusCode::OK, &discovery::groups())),
         ["api", version] => found(discovery::resources("", version)),
         ["apis", group] => found(discovery::group(group)),
@@ -36,23 +43,32 @@ pub fn answer(api: &Api, parts: &Parts, query: &Query, path: &str) -> Result<Rep
         ["healthz" | "livez" | "readyz", ..] => Ok(health(api, query, path)),
         ["metrics"] => Ok(reply::text(StatusCode::OK, metrics(api))),
         ["openapi", rest @ ..] => document(parts, rest),
-        [".well-known", "openid-configuration"] => {
-            Ok(reply::json(StatusCode::OK, &tokens::openid_configuration(api.tokens.issuer())))
-        }
-        [""] => Ok(reply::json(StatusCode::OK, &json!({"paths": discovery::paths()}))),
+        [".well-known", "openid-configuration"] => Ok(reply::json(
+            StatusCode::OK,
+            &tokens::openid_configuration(api.tokens.issuer()),
+        )),
+        ["openid", "v1", "jwks"] => found(api.tokens.key_set()),
+        [""] => Ok(reply::json(
+            StatusCode::OK,
+            &json!({"paths": discovery::paths()}),
+        )),
         _ => Err(Failure::no_such_path()),
     }
 }
 
 fn found(document: Option<serde_json::Value>) -> Result<Reply> {
-    document.map(|d| reply::json(StatusCode::OK, &d)).ok_or_else(Failure::no_such_path)
+    document
+        .map(|d| reply::json(StatusCode::OK, &d))
+        .ok_or_else(Failure::no_such_path)
 }
 
 /// Aggregated discovery (`apidiscovery.k8s.io/v2`); clients keep it by its ETag.
 fn aggregated_reply(parts: &Parts, list: &serde_json::Value) -> Reply {
     let mut reply = tagged(parts, list.to_string().into_bytes());
     let content_type = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     reply
 }
 
@@ -60,7 +76,11 @@ fn aggregated_reply(parts: &Parts, list: &serde_json::Value) -> Reply {
 fn tagged(parts: &Parts, text: Vec<u8>) -> Reply {
     let digest = Sha256::digest(&text);
     let tag = format!("\"{}\"", hex::encode_upper(&digest[..16]));
-    let known = parts.headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()) == Some(tag.as_str());
+    let known = parts
+        .headers
+        .get(IF_NONE_MATCH)
+        .and_then(|v| v.to_str().ok())
+        == Some(tag.as_str());
     let mut reply = if known {
         reply::json_bytes(StatusCode::NOT_MODIFIED, Vec::new())
     } else {
@@ -79,7 +99,9 @@ fn document(parts: &Parts, rest: &[&str]) -> Result<Reply> {
         ["v2"] => Some(openapi::v2_document()),
         _ => None,
     };
-    document.map(|d| tagged(parts, d.to_string().into_bytes())).ok_or_else(Failure::no_such_path)
+    document
+        .map(|d| tagged(parts, d.to_string().into_bytes()))
+        .ok_or_else(Failure::no_such_path)
 }
 
 fn version() -> serde_json::Value {
@@ -107,11 +129,17 @@ fn platform() -> &'static str {
 
 fn health(api: &Api, query: &Query, path: &str) -> Reply {
     if api.stop.is_cancelled() && !path.starts_with("/livez") {
-        return reply::text(StatusCode::INTERNAL_SERVER_ERROR, "[-]shutdown failed: the server is shutting down\n");
+        return reply::text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "[-]shutdown failed: the server is shutting down\n",
+        );
     }
     if query.flag("verbose") {
         let name = path.trim_matches('/');
-        return reply::text(StatusCode::OK, format!("[+]ping ok\n[+]store ok\n{name} check passed\n"));
+        return reply::text(
+            StatusCode::OK,
+            format!("[+]ping ok\n[+]store ok\n{name} check passed\n"),
+        );
     }
     reply::text(StatusCode::OK, "ok")
 }
@@ -124,7 +152,10 @@ fn metrics(api: &Api) -> String {
     );
     for resource in api.cache.resources() {
         let name = super::failure::qualified(resource.kind.group, resource.kind.plural);
-        text.push_str(&format!("apiserver_storage_objects{{resource=\"{name}\"}} {}\n", resource.len()));
+        text.push_str(&format!(
+            "apiserver_storage_objects{{resource=\"{name}\"}} {}\n",
+            resource.count()
+        ));
     }
     text.push_str(&format!(
         "# HELP orlop_store_revision The newest revision in memory.\n# TYPE orlop_store_revision gauge\norlop_store_revision {}\n",

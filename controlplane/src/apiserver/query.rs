@@ -21,16 +21,26 @@ impl Query {
 
     /// The first value of `name`; an empty one counts as absent, as in upstream.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty())
+        self.0
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
+            .filter(|v| !v.is_empty())
     }
 
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(n, _)| n == name).map(|(_, v)| v.as_str())
+        self.0
+            .iter()
+            .filter(move |(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
     }
 
     /// True for any value but `false` and `0`, as `url.Values` are converted upstream.
     pub fn flag(&self, name: &str) -> bool {
-        self.0.iter().find(|(n, _)| n == name).is_some_and(|(_, v)| v != "false" && v != "0")
+        self.0
+            .iter()
+            .find(|(n, _)| n == name)
+            .is_some_and(|(_, v)| v != "false" && v != "0")
     }
 
     /// # Errors
@@ -38,7 +48,9 @@ impl Query {
     pub fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>> {
         self.get(name)
             .map(|text| {
-                text.parse().map_err(|_| Failure::bad_request(format!("invalid value {text:?} of parameter {name}")))
+                text.parse().map_err(|_| {
+                    Failure::bad_request(format!("invalid value {text:?} of parameter {name}"))
+                })
             })
             .transpose()
     }
@@ -64,7 +76,8 @@ pub fn decode(text: &str, plus: bool) -> String {
         }
         at += 1;
     }
-    String::from_utf8(decoded).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+    String::from_utf8(decoded)
+        .unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
 }
 
 #[cfg(test)]

@@ -28,7 +28,9 @@ where
 }
 
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 fn with_type(code: StatusCode, content_type: HeaderValue, body: Body) -> Reply {
@@ -56,9 +58,16 @@ pub fn failure(failure: &Failure) -> Reply {
 }
 
 /// A body that is sent as it comes.
-pub fn stream(content_type: &'static str, chunks: impl Stream<Item = Bytes> + Send + 'static) -> Reply {
+pub fn stream(
+    content_type: &'static str,
+    chunks: impl Stream<Item = Bytes> + Send + 'static,
+) -> Reply {
     let frames = chunks.map(|chunk| Ok(Frame::data(chunk)));
-    with_type(StatusCode::OK, HeaderValue::from_static(content_type), StreamBody::new(frames).boxed_unsync())
+    with_type(
+        StatusCode::OK,
+        HeaderValue::from_static(content_type),
+        StreamBody::new(frames).boxed_unsync(),
+    )
 }
 
 /// Adds what kubectl prints as `Warning: …` (RFC 7234 §5.5, code 299).

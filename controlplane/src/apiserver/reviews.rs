@@ -16,21 +16,54 @@ pub struct Review {
     pub kind: &'static str,
     pub plural: &'static str,
     pub namespaced: bool,
+    schema: &'static str,
 }
 
 const AUTHENTICATION: &str = "authentication.k8s.io";
 const AUTHORIZATION: &str = "authorization.k8s.io";
 
 pub const REVIEWS: &[Review] = &[
-    Review { group: AUTHENTICATION, kind: "TokenReview", plural: "tokenreviews", namespaced: false },
-    Review { group: AUTHENTICATION, kind: "SelfSubjectReview", plural: "selfsubjectreviews", namespaced: false },
-    Review { group: AUTHORIZATION, kind: "SubjectAccessReview", plural: "subjectaccessreviews", namespaced: false },
-    Review { group: AUTHORIZATION, kind: "SelfSubjectAccessReview", plural: "selfsubjectaccessreviews", namespaced: false },
-    Review { group: AUTHORIZATION, kind: "LocalSubjectAccessReview", plural: "localsubjectaccessreviews", namespaced: true },
+    Review {
+        group: AUTHENTICATION,
+        kind: "TokenReview",
+        plural: "tokenreviews",
+        namespaced: false,
+        schema: "authentication/v1.TokenReview",
+    },
+    Review {
+        group: AUTHENTICATION,
+        kind: "SelfSubjectReview",
+        plural: "selfsubjectreviews",
+        namespaced: false,
+        schema: "authentication/v1.SelfSubjectReview",
+    },
+    Review {
+        group: AUTHORIZATION,
+        kind: "SubjectAccessReview",
+        plural: "subjectaccessreviews",
+        namespaced: false,
+        schema: "authorization/v1.SubjectAccessReview",
+    },
+    Review {
+        group: AUTHORIZATION,
+        kind: "SelfSubjectAccessReview",
+        plural: "selfsubjectaccessreviews",
+        namespaced: false,
+        schema: "authorization/v1.SelfSubjectAccessReview",
+    },
+    Review {
+        group: AUTHORIZATION,
+        kind: "LocalSubjectAccessReview",
+        plural: "localsubjectaccessreviews",
+        namespaced: true,
+        schema: "authorization/v1.LocalSubjectAccessReview",
+    },
 ];
 
 fn find(target: &Target) -> Option<&'static Review> {
-    REVIEWS.iter().find(|r| r.group == target.group && r.plural == target.resource && target.version == "v1")
+    REVIEWS
+        .iter()
+        .find(|r| r.group == target.group && r.plural == target.resource && target.version == "v1")
 }
 
 pub fn is_review(target: &Target) -> bool {
@@ -39,15 +72,18 @@ pub fn is_review(target: &Target) -> bool {
 
 /// # Errors
 /// 405 for anything but create, 400 for a body that is none.
-pub fn answer(api: &Api, user: &User, target: &Target, headers: &HeaderMap, body: &[u8]) -> Result<Reply> {
+pub fn answer(
+    api: &Api,
+    user: &User,
+    target: &Target,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Reply> {
     let review = find(target).ok_or_else(Failure::no_such_path)?;
     if target.verb != "create" || !target.name.is_empty() {
         return Err(Failure::method_not_allowed());
     }
-    let mut object = negotiate::decode(headers, body)?;
-    if !object.is_object() {
-        return Err(Failure::bad_request(format!("the body is no {}", review.kind)));
-    }
+    let mut object = negotiate::decode_as(review.schema, headers, body)?;
     object["kind"] = review.kind.into();
     object["apiVersion"] = format!("{}/v1", review.group).into();
     object["status"] = match review.kind {
@@ -67,7 +103,11 @@ fn token_status(api: &Api, review: &Value) -> Value {
         .collect();
     match api.tokens.verify(token, &audiences, &api.cache) {
         Ok(user) => {
-            let audiences = if audiences.is_empty() { vec![api.tokens.issuer().to_owned()] } else { audiences };
+            let audiences = if audiences.is_empty() {
+                vec![api.tokens.issuer().to_owned()]
+            } else {
+                audiences
+            };
             json!({"authenticated": true, "user": user.to_json(), "audiences": audiences})
         }
         Err(error) => json!({"error": error.to_string()}),
@@ -79,7 +119,10 @@ fn subject(review: &Value) -> User {
     User {
         name: spec["user"].as_str().unwrap_or_default().to_owned(),
         uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
-        groups: api::object::list(spec, "/groups").iter().filter_map(|g| g.as_str().map(str::to_owned)).collect(),
+        groups: api::object::list(spec, "/groups")
+            .iter()
+            .filter_map(|g| g.as_str().map(str::to_owned))
+            .collect(),
         extra: Vec::new(),
     }
 }
@@ -87,10 +130,20 @@ fn subject(review: &Value) -> User {
 fn access_status(user: &User, review: &Value) -> Result<Value> {
     let spec = &review["spec"];
     let route = if let Some(path) = spec["nonResourceAttributes"].as_object() {
-        let text = |field: &str| path.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-        Route::Path { verb: text("verb"), path: text("path") }
+        let text = |field: &str| {
+            path.get(field)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        Route::Path {
+            verb: text("verb"),
+            path: text("path"),
+        }
     } else if spec["resourceAttributes"].is_object() {
-        let text = |field: &str| api::object::text(&spec["resourceAttributes"], &format!("/{field}")).to_owned();
+        let text = |field: &str| {
+            api::object::text(&spec["resourceAttributes"], &format!("/{field}")).to_owned()
+        };
         Route::Resource(Target {
             verb: verb(&text("verb")),
             group: text("group"),
@@ -107,12 +160,33 @@ fn access_status(user: &User, review: &Value) -> Result<Value> {
         ));
     };
     let allowed = authorize::allows(user, &route);
-    Ok(if allowed { json!({"allowed": true}) } else { json!({"allowed": false, "reason": ""}) })
+    Ok(if allowed {
+        json!({"allowed": true})
+    } else {
+        json!({"allowed": false, "reason": ""})
+    })
 }
 
 /// The verbs that rules know; any other is asked for in vain by all but those who may do everything.
 fn verb(text: &str) -> &'static str {
-    const VERBS: &[&str] =
-        &["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "proxy", "use", "bind", "escalate", "impersonate"];
-    VERBS.iter().find(|v| **v == text).copied().unwrap_or("other")
+    const VERBS: &[&str] = &[
+        "get",
+        "list",
+        "watch",
+        "create",
+        "update",
+        "patch",
+        "delete",
+        "deletecollection",
+        "proxy",
+        "use",
+        "bind",
+        "escalate",
+        "impersonate",
+    ];
+    VERBS
+        .iter()
+        .find(|v| **v == text)
+        .copied()
+        .unwrap_or("other")
 }

@@ -34,7 +34,10 @@ pub struct Target {
 /// Sorts a request by its method, path and query.
 pub fn route(method: &Method, path: &str, query: &Query) -> Route {
     target(method, path, query).map_or_else(
-        || Route::Path { verb: method.as_str().to_ascii_lowercase(), path: path.to_owned() },
+        || Route::Path {
+            verb: method.as_str().to_ascii_lowercase(),
+            path: path.to_owned(),
+        },
         Route::Resource,
     )
 }
@@ -46,7 +49,11 @@ fn target(method: &Method, path: &str, query: &Query) -> Option<Target> {
         "apis" => (parts.next()?, parts.next()?),
         _ => return None,
     };
-    let mut target = Target { group: group.into(), version: version.into(), ..Default::default() };
+    let mut target = Target {
+        group: group.into(),
+        version: version.into(),
+        ..Default::default()
+    };
     // The old form of a watch, which some clients still use.
     let watch = parts.next_if_eq(&"watch").is_some() || query.flag("watch");
     let first = parts.next().filter(|p| !p.is_empty())?;
@@ -55,7 +62,9 @@ fn target(method: &Method, path: &str, query: &Query) -> Option<Target> {
     {
         target.namespace = decode(namespace, false);
         match parts.next() {
-            Some(resource) if !matches!(resource, "status" | "finalize") => target.resource = resource.into(),
+            Some(resource) if !matches!(resource, "status" | "finalize") => {
+                target.resource = resource.into()
+            }
             subresource => {
                 target.resource = first.into();
                 target.name = target.namespace.clone();
@@ -73,11 +82,20 @@ fn target(method: &Method, path: &str, query: &Query) -> Option<Target> {
     if path.ends_with('/') && !target.rest.is_empty() {
         target.rest.push('/');
     }
-    target.verb = verb(method, !target.name.is_empty(), watch && target.subresource.is_empty())?;
+    target.verb = verb(
+        method,
+        !target.name.is_empty(),
+        watch && target.subresource.is_empty(),
+    )?;
     if target.verb == "list" || target.verb == "watch" || target.verb == "deletecollection" {
         // `metadata.name=x` narrows a list to one object, for which alone one may have permission.
-        let selected = query.get("fieldSelector").and_then(|s| s.strip_prefix("metadata.name="));
-        target.name = selected.filter(|s| !s.contains(',')).unwrap_or_default().to_owned();
+        let selected = query
+            .get("fieldSelector")
+            .and_then(|s| s.strip_prefix("metadata.name="));
+        target.name = selected
+            .filter(|s| !s.contains(','))
+            .unwrap_or_default()
+            .to_owned();
     }
     Some(target)
 }
@@ -111,31 +129,95 @@ mod tests {
     #[test]
     fn paths_name_a_resource_and_what_to_do() {
         let cases = [
-            (Method::GET, "/api/v1/pods", "", "list pods  /", ),
+            (Method::GET, "/api/v1/pods", "", "list pods  /"),
             (Method::GET, "/api/v1/pods", "watch=true", "watch pods  /"),
             (Method::GET, "/api/v1/watch/pods", "", "watch pods  /"),
-            (Method::GET, "/api/v1/namespaces/a/pods/b", "", "get pods a b/"),
-            (Method::GET, "/api/v1/namespaces/a/pods/b/log", "", "get pods a b/log"),
-            (Method::POST, "/api/v1/namespaces/a/pods/b/binding", "", "create pods a b/binding"),
-            (Method::DELETE, "/apis/apps/v1/namespaces/a/deployments", "", "deletecollection deployments a /"),
-            (Method::GET, "/api/v1/namespaces/a", "", "get namespaces a a/"),
-            (Method::PUT, "/api/v1/namespaces/a/finalize", "", "update namespaces a a/finalize"),
-            (Method::GET, "/api/v1/namespaces", "fieldSelector=metadata.name%3Dx", "list namespaces  x/"),
-            (Method::PATCH, "/api/v1/nodes/n/status", "", "patch nodes  n/status"),
-            (Method::GET, "/api/v1/nodes/n/proxy/orlop/pods", "", "get nodes  n/proxy"),
+            (
+                Method::GET,
+                "/api/v1/namespaces/a/pods/b",
+                "",
+                "get pods a b/",
+            ),
+            (
+                Method::GET,
+                "/api/v1/namespaces/a/pods/b/log",
+                "",
+                "get pods a b/log",
+            ),
+            (
+                Method::POST,
+                "/api/v1/namespaces/a/pods/b/binding",
+                "",
+                "create pods a b/binding",
+            ),
+            (
+                Method::DELETE,
+                "/apis/apps/v1/namespaces/a/deployments",
+                "",
+                "deletecollection deployments a /",
+            ),
+            (
+                Method::GET,
+                "/api/v1/namespaces/a",
+                "",
+                "get namespaces a a/",
+            ),
+            (
+                Method::PUT,
+                "/api/v1/namespaces/a/finalize",
+                "",
+                "update namespaces a a/finalize",
+            ),
+            (
+                Method::GET,
+                "/api/v1/namespaces",
+                "fieldSelector=metadata.name%3Dx",
+                "list namespaces  x/",
+            ),
+            (
+                Method::PATCH,
+                "/api/v1/nodes/n/status",
+                "",
+                "patch nodes  n/status",
+            ),
+            (
+                Method::GET,
+                "/api/v1/nodes/n/proxy/orlop/pods",
+                "",
+                "get nodes  n/proxy",
+            ),
         ];
         for (method, path, query, expected) in cases {
             let t = routed(method, path, query);
-            let found = format!("{} {} {} {}/{}", t.verb, t.resource, t.namespace, t.name, t.subresource);
+            let found = format!(
+                "{} {} {} {}/{}",
+                t.verb, t.resource, t.namespace, t.name, t.subresource
+            );
             assert_eq!(found, expected, "{path}");
         }
-        assert_eq!(routed(Method::GET, "/api/v1/nodes/n/proxy/orlop/pods", "").rest, "orlop/pods");
+        assert_eq!(
+            routed(Method::GET, "/api/v1/nodes/n/proxy/orlop/pods", "").rest,
+            "orlop/pods"
+        );
     }
 
     #[test]
     fn other_paths_are_just_paths() {
-        for path in ["/", "/version", "/api", "/api/v1", "/apis/apps/v1", "/openapi/v3/apis/apps/v1"] {
-            assert!(matches!(route(&Method::GET, path, &Query::default()), Route::Path { .. }), "{path}");
+        for path in [
+            "/",
+            "/version",
+            "/api",
+            "/api/v1",
+            "/apis/apps/v1",
+            "/openapi/v3/apis/apps/v1",
+        ] {
+            assert!(
+                matches!(
+                    route(&Method::GET, path, &Query::default()),
+                    Route::Path { .. }
+                ),
+                "{path}"
+            );
         }
     }
 }

@@ -48,7 +48,10 @@ struct Shared {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("create {}: {source}", path.display())]
-    Folder { path: PathBuf, source: std::io::Error },
+    Folder {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error("read the store: {0}")]
@@ -60,7 +63,10 @@ pub enum StartError {
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error("listen on {address}: {source}")]
-    Listen { address: SocketAddr, source: std::io::Error },
+    Listen {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
     #[error("make the cluster's first objects: {0}")]
     Bootstrap(Failure),
 }
@@ -76,44 +82,88 @@ impl Server {
             .recursive(true)
             .mode(0o700)
             .create(&root)
-            .map_err(|source| StartError::Folder { path: root.clone(), source })?;
+            .map_err(|source| StartError::Folder {
+                path: root.clone(),
+                source,
+            })?;
         let (listeners, addresses) = bind(&config.listen).await?;
         let store = Arc::new(Sqlite::open(&root.join("store.db"))?);
         let pki = Pki::open(&root.join("pki"))?;
         let advertised = config.advertise.unwrap_or_else(|| advertised(&addresses));
         let services = Services::new(config.service_cidrs.clone(), config.node_ports.clone());
-        let serving = pki.ensure("apiserver", &serving_subject(&config, &addresses, advertised, &services))?;
+        let serving = pki.ensure(
+            "apiserver",
+            &serving_subject(&config, &addresses, advertised, &services),
+        )?;
         let tls_server = TlsAcceptor::from(Arc::new(tls::server(pki.ca(), &serving)?));
-        let kubelet_client = Subject::client("kube-apiserver-kubelet-client", Some("system:masters"));
+        let kubelet_client =
+            Subject::client("kube-apiserver-kubelet-client", Some("system:masters"));
         let kubelet_client = pki.ensure("apiserver-kubelet-client", &kubelet_client)?;
         let kubelets = Kubelets::new(tls::client(pki.ca(), &kubelet_client)?, config.kubelet_port);
         let issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
-        let tokens = Tokens::new(issuer, &pki.service_account_key(), &pki.service_account_public_key())?;
+        let tokens = Tokens::new(
+            issuer,
+            &pki.service_account_key(),
+            &pki.service_account_public_key(),
+        )?;
 
         let stop = CancellationToken::new();
         let stop_on_error = stop.clone().drop_guard();
         let cache = Cache::start(store, kinds(), stop.clone()).await?;
         let port = addresses.first().map_or(6443, SocketAddr::port);
-        let api = Arc::new(Api { cache, tokens, services, kubelets, config, stop: stop.clone() });
+        let api = Arc::new(Api {
+            cache,
+            tokens,
+            services,
+            kubelets,
+            config,
+            stop: stop.clone(),
+        });
         adopt_services(&api);
-        bootstrap::ensure(&api, advertised, port).await.map_err(StartError::Bootstrap)?;
+        bootstrap::ensure(&api, advertised, port)
+            .await
+            .map_err(StartError::Bootstrap)?;
         let kubeconfig = root.join("admin.kubeconfig");
-        let admin = pki.ensure("admin", &Subject::client("kubernetes-admin", Some("system:masters")))?;
+        let admin = pki.ensure(
+            "admin",
+            &Subject::client("kubernetes-admin", Some("system:masters")),
+        )?;
         let url = format!("https://{}", reachable(&addresses));
-        pki::write_private(&kubeconfig, &pki.kubeconfig(&url, "kubernetes-admin", &admin))?;
+        pki::write_private(
+            &kubeconfig,
+            &pki.kubeconfig(&url, "kubernetes-admin", &admin),
+        )?;
 
         let tasks = TaskTracker::new();
         for listener in listeners {
-            tasks.spawn(listen::serve(api.clone(), listener, tls_server.clone(), tasks.clone()));
+            tasks.spawn(listen::serve(
+                api.clone(),
+                listener,
+                tls_server.clone(),
+                tasks.clone(),
+            ));
         }
         tasks.spawn(expiry::run(api.clone()));
         let compacted = api.clone();
         tasks.spawn(async move {
-            compaction::run(compacted.cache.store(), compaction::Policy::default(), compacted.stop.clone()).await;
+            compaction::run(
+                compacted.cache.store(),
+                compaction::Policy::default(),
+                compacted.stop.clone(),
+            )
+            .await;
         });
         tasks.close();
         stop_on_error.disarm();
-        Ok(Self { shared: Arc::new(Shared { api, pki, addresses, kubeconfig, tasks }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                api,
+                pki,
+                addresses,
+                kubeconfig,
+                tasks,
+            }),
+        })
     }
 
     /// A client that calls this server in process, as `user` in `groups`, watch streams included. It passes
@@ -148,7 +198,10 @@ impl Server {
     /// when the last client is dropped.
     pub async fn shutdown(&self) {
         self.shared.api.stop.cancel();
-        if tokio::time::timeout(SHUTDOWN_WAIT, self.shared.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(SHUTDOWN_WAIT, self.shared.tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::debug!("connections are still in use at the stop of the API server");
         }
     }
@@ -168,11 +221,18 @@ async fn bind(wanted: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr
 /// The address at which others reach a server that was not told one.
 fn advertised(addresses: &[SocketAddr]) -> IpAddr {
     let listening = addresses.iter().map(SocketAddr::ip);
-    if let Some(address) = listening.clone().find(|a| !a.is_unspecified() && !a.is_loopback()) {
+    if let Some(address) = listening
+        .clone()
+        .find(|a| !a.is_unspecified() && !a.is_loopback())
+    {
         return address;
     }
     let loopback = IpAddr::from([127, 0, 0, 1]);
-    if listening.clone().any(|a| a.is_unspecified()) { default_source().unwrap_or(loopback) } else { loopback }
+    if listening.clone().any(|a| a.is_unspecified()) {
+        default_source().unwrap_or(loopback)
+    } else {
+        loopback
+    }
 }
 
 /// The address that this machine would call the world from; nothing is sent.
@@ -184,30 +244,63 @@ fn default_source() -> Option<IpAddr> {
 
 /// Where a client on this machine reaches the server.
 fn reachable(addresses: &[SocketAddr]) -> SocketAddr {
-    let mut address = addresses.first().copied().unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 6443)));
+    let mut address = addresses
+        .first()
+        .copied()
+        .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 6443)));
     if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from(std::net::Ipv6Addr::LOCALHOST) });
+        address.set_ip(if address.is_ipv4() {
+            IpAddr::from([127, 0, 0, 1])
+        } else {
+            IpAddr::from(std::net::Ipv6Addr::LOCALHOST)
+        });
     }
     address
 }
 
 /// Every name under which the server is called.
-fn serving_subject(config: &Config, addresses: &[SocketAddr], advertised: IpAddr, services: &Services) -> Subject {
-    let mut sans: Vec<String> = ["localhost", "127.0.0.1", "::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-        .map(String::from)
-        .to_vec();
+fn serving_subject(
+    config: &Config,
+    addresses: &[SocketAddr],
+    advertised: IpAddr,
+    services: &Services,
+) -> Subject {
+    let mut sans: Vec<String> = [
+        "localhost",
+        "127.0.0.1",
+        "::1",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+    ]
+    .map(String::from)
+    .to_vec();
     sans.push(format!("kubernetes.default.svc.{}", config.cluster_domain));
-    let listening = addresses.iter().map(SocketAddr::ip).filter(|a| !a.is_unspecified());
-    sans.extend(listening.chain([advertised]).chain(services.first_addresses()).map(|a| a.to_string()));
+    let listening = addresses
+        .iter()
+        .map(SocketAddr::ip)
+        .filter(|a| !a.is_unspecified());
+    sans.extend(
+        listening
+            .chain([advertised])
+            .chain(services.first_addresses())
+            .map(|a| a.to_string()),
+    );
     sans.extend(config.extra_sans.iter().cloned());
     sans.sort();
     sans.dedup();
-    Subject { common_name: "kube-apiserver".into(), organization: None, sans }
+    Subject {
+        common_name: "kube-apiserver".into(),
+        organization: None,
+        sans,
+    }
 }
 
 /// Notes the addresses and ports of the Services that are there.
 fn adopt_services(api: &Api) {
-    let Some(services) = api.cache.resource("", "v1", "services") else { return };
+    let Some(services) = api.cache.resource("", "v1", "services") else {
+        return;
+    };
     for service in services.list(&Filter::default(), api.cache.applied()).0 {
         api.services.adopt(&service.value());
     }

@@ -44,7 +44,11 @@ pub struct Reservation {
 
 impl Reservation {
     pub fn none() -> Self {
-        Self { taken: None, fresh: Vec::new(), obsolete: Vec::new() }
+        Self {
+            taken: None,
+            fresh: Vec::new(),
+            obsolete: Vec::new(),
+        }
     }
 
     /// The write is done.
@@ -66,12 +70,18 @@ impl Drop for Reservation {
 }
 
 fn lock(taken: &Taken) -> MutexGuard<'_, HashMap<Item, String>> {
-    taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    taken
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Services {
     pub fn new(cidrs: Vec<IpNet>, ports: RangeInclusive<u16>) -> Self {
-        Self { cidrs, ports, taken: Taken::default() }
+        Self {
+            cidrs,
+            ports,
+            taken: Taken::default(),
+        }
     }
 
     /// The address of the `kubernetes` Service in each range.
@@ -87,7 +97,12 @@ impl Services {
             if let Some(other) = taken.insert(item, owner.clone())
                 && other != owner
             {
-                tracing::warn!(service = owner, other, ?item, "two Services have the same address or port");
+                tracing::warn!(
+                    service = owner,
+                    other,
+                    ?item,
+                    "two Services have the same address or port"
+                );
             }
         }
     }
@@ -107,25 +122,43 @@ impl Services {
     ///
     /// # Errors
     /// 422 when one that was asked for can't be had, or none is left.
-    pub fn allocate(&self, kind: &Kind, new: &mut Value, old: Option<&Value>) -> Result<Reservation> {
+    pub fn allocate(
+        &self,
+        kind: &Kind,
+        new: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<Reservation> {
         if let Some(old) = old {
             take_over(new, old);
         }
         let owner = owner(new);
         let name = api::object::name(new).to_owned();
-        let mut reservation = Reservation { taken: Some(self.taken.clone()), fresh: Vec::new(), obsolete: Vec::new() };
-        let mut desk = Desk { services: self, owner, reservation: &mut reservation };
+        let mut reservation = Reservation {
+            taken: Some(self.taken.clone()),
+            fresh: Vec::new(),
+            obsolete: Vec::new(),
+        };
+        let mut desk = Desk {
+            services: self,
+            owner,
+            reservation: &mut reservation,
+        };
         let outcome = desk.addresses(new).and_then(|()| desk.ports(new));
-        outcome.map_err(|error| Failure::invalid(kind, &name, &[error]))?;
+        outcome.map_err(|error| Failure::invalid(kind, &name, std::slice::from_ref(&*error)))?;
         if let Some(old) = old {
             let kept = items(new);
-            reservation.obsolete = items(old).into_iter().filter(|item| !kept.contains(item)).collect();
+            reservation.obsolete = items(old)
+                .into_iter()
+                .filter(|item| !kept.contains(item))
+                .collect();
         }
         Ok(reservation)
     }
 
     fn range_of(&self, family: &str) -> Option<&IpNet> {
-        self.cidrs.iter().find(|cidr| family_of(&cidr.addr()) == family)
+        self.cidrs
+            .iter()
+            .find(|cidr| family_of(&cidr.addr()) == family)
     }
 }
 
@@ -136,7 +169,15 @@ struct Desk<'a> {
     reservation: &'a mut Reservation,
 }
 
-type Step<T> = std::result::Result<T, FieldError>;
+type Step<T> = std::result::Result<T, Box<FieldError>>;
+
+fn invalid(
+    field: impl std::fmt::Display,
+    bad: impl Into<Value>,
+    detail: impl Into<String>,
+) -> Box<FieldError> {
+    Box::new(FieldError::invalid(field, bad, detail))
+}
 
 impl Desk<'_> {
     fn addresses(&mut self, service: &mut Value) -> Step<()> {
@@ -150,8 +191,10 @@ impl Desk<'_> {
             spec["clusterIPs"] = json!(["None"]);
             return Ok(());
         }
-        let mut addresses: Vec<String> =
-            api::object::list(spec, "/clusterIPs").iter().filter_map(|a| a.as_str().map(str::to_owned)).collect();
+        let mut addresses: Vec<String> = api::object::list(spec, "/clusterIPs")
+            .iter()
+            .filter_map(|a| a.as_str().map(str::to_owned))
+            .collect();
         addresses.truncate(families.len());
         for (index, family) in families.iter().enumerate() {
             match addresses.get(index).filter(|a| !a.is_empty()) {
@@ -161,7 +204,11 @@ impl Desk<'_> {
                 }
                 None => {
                     let address = self.any_address(family)?.to_string();
-                    if index < addresses.len() { addresses[index] = address } else { addresses.push(address) }
+                    if index < addresses.len() {
+                        addresses[index] = address
+                    } else {
+                        addresses.push(address)
+                    }
                 }
             }
         }
@@ -172,17 +219,33 @@ impl Desk<'_> {
 
     /// The families of the Service's addresses, by its policy, its wishes, and what the cluster has.
     fn families(&self, spec: &mut Value) -> Step<Vec<String>> {
-        let have: Vec<&str> = self.services.cidrs.iter().map(|c| family_of(&c.addr())).collect();
-        let mut families: Vec<String> =
-            api::object::list(spec, "/ipFamilies").iter().filter_map(|f| f.as_str().map(str::to_owned)).collect();
+        let have: Vec<&str> = self
+            .services
+            .cidrs
+            .iter()
+            .map(|c| family_of(&c.addr()))
+            .collect();
+        let mut families: Vec<String> = api::object::list(spec, "/ipFamilies")
+            .iter()
+            .filter_map(|f| f.as_str().map(str::to_owned))
+            .collect();
         if families.is_empty() {
-            let addresses = api::object::list(spec, "/clusterIPs").iter().filter_map(Value::as_str);
-            families = addresses.filter_map(|a| a.parse().ok()).map(|a: IpAddr| family_of(&a).to_owned()).collect();
+            let addresses = api::object::list(spec, "/clusterIPs")
+                .iter()
+                .filter_map(Value::as_str);
+            families = addresses
+                .filter_map(|a| a.parse().ok())
+                .map(|a: IpAddr| family_of(&a).to_owned())
+                .collect();
         }
         for (index, family) in families.iter().enumerate() {
             if !have.contains(&family.as_str()) {
                 let at = format!("spec.ipFamilies[{index}]");
-                return Err(FieldError::invalid(at, family.as_str(), "not configured on this cluster"));
+                return Err(invalid(
+                    at,
+                    family.as_str(),
+                    "not configured on this cluster",
+                ));
             }
         }
         let policy = match spec["ipFamilyPolicy"].as_str().filter(|p| !p.is_empty()) {
@@ -192,9 +255,13 @@ impl Desk<'_> {
         };
         if policy == "RequireDualStack" && have.len() < 2 {
             let detail = "this cluster is not configured for dual-stack services";
-            return Err(FieldError::invalid("spec.ipFamilyPolicy", policy, detail));
+            return Err(invalid("spec.ipFamilyPolicy", policy, detail));
         }
-        let count = if policy == "SingleStack" { 1 } else { have.len() };
+        let count = if policy == "SingleStack" {
+            1
+        } else {
+            have.len()
+        };
         families.truncate(count);
         for family in have {
             if families.len() < count && !families.iter().any(|f| f == family) {
@@ -206,30 +273,58 @@ impl Desk<'_> {
     }
 
     fn wanted_address(&mut self, wanted: &str, family: &str) -> Step<()> {
-        let invalid = |why: String| {
-            FieldError::invalid("spec.clusterIPs", json!([wanted]), format!("failed to allocate IP {wanted}: {why}"))
+        let refused = |why: String| {
+            invalid(
+                "spec.clusterIPs",
+                json!([wanted]),
+                format!("failed to allocate IP {wanted}: {why}"),
+            )
         };
-        let address: IpAddr = wanted.parse().map_err(|_| invalid("it is not an IP address".into()))?;
-        let range = self.services.range_of(family).filter(|cidr| cidr.contains(&address));
+        let address: IpAddr = wanted
+            .parse()
+            .map_err(|_| refused("it is not an IP address".into()))?;
+        let range = self
+            .services
+            .range_of(family)
+            .filter(|cidr| cidr.contains(&address));
         if range.is_none() {
-            let ranges: Vec<String> = self.services.range_of(family).iter().map(ToString::to_string).collect();
-            return Err(invalid(format!(
+            let ranges: Vec<String> = self
+                .services
+                .range_of(family)
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            return Err(refused(format!(
                 "the provided IP ({wanted}) is not in the valid range. The range of valid IPs is {}",
                 ranges.join(", ")
             )));
         }
-        if self.take(Item::Address(address)) { Ok(()) } else { Err(invalid("provided IP is already allocated".into())) }
+        if self.take(Item::Address(address)) {
+            Ok(())
+        } else {
+            Err(refused("provided IP is already allocated".into()))
+        }
     }
 
     /// A free address, from the upper part of the range while there is one: the lower part is for those who ask for
     /// a certain one.
     fn any_address(&mut self, family: &str) -> Step<IpAddr> {
         let services = self.services;
-        let none = || FieldError::invalid("spec.clusterIPs", json!([]), "failed to allocate a serviceIP: range is full");
+        let none = || {
+            invalid(
+                "spec.clusterIPs",
+                json!([]),
+                "failed to allocate a serviceIP: range is full",
+            )
+        };
         let cidr = services.range_of(family).ok_or_else(none)?;
         let size = size(cidr);
         // The last address of an IPv4 range is for broadcasts, the first is the network, the second is taken.
-        let last = if cidr.addr().is_ipv4() { size.saturating_sub(2) } else { size - 1 };
+        let last = if cidr.addr().is_ipv4() {
+            size.saturating_sub(2)
+        } else {
+            size - 1
+        };
         let reserved = (size / 16).clamp(16, 256).min(last);
         for (first, last) in [(reserved + 1, last), (2, reserved)] {
             if first > last {
@@ -256,13 +351,22 @@ impl Desk<'_> {
             _ => false,
         };
         let mut by_port: HashMap<i64, u16> = HashMap::new();
-        for (index, port) in spec["ports"].as_array_mut().into_iter().flatten().enumerate() {
+        for (index, port) in spec["ports"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
             let number = port["port"].as_i64().unwrap_or(0);
             match port["nodePort"].as_i64().filter(|p| *p != 0) {
                 Some(wanted) => {
                     let shared = by_port.values().any(|taken| i64::from(*taken) == wanted);
                     let at = format!("spec.ports[{index}].nodePort");
-                    let taken = if shared { u16::try_from(wanted).ok() } else { Some(self.wanted_port(wanted, &at)?) };
+                    let taken = if shared {
+                        u16::try_from(wanted).ok()
+                    } else {
+                        Some(self.wanted_port(wanted, &at)?)
+                    };
                     by_port.extend(taken.map(|t| (number, t)));
                 }
                 None if wants => {
@@ -296,9 +400,13 @@ impl Desk<'_> {
                 range.start(),
                 range.end()
             );
-            return Err(FieldError::invalid(at, wanted, detail));
+            return Err(invalid(at, wanted, detail));
         };
-        if self.take(Item::Port(port)) { Ok(port) } else { Err(FieldError::invalid(at, wanted, "provided port is already allocated")) }
+        if self.take(Item::Port(port)) {
+            Ok(port)
+        } else {
+            Err(invalid(at, wanted, "provided port is already allocated"))
+        }
     }
 
     fn any_port(&mut self, at: &str) -> Step<u16> {
@@ -311,7 +419,11 @@ impl Desk<'_> {
                 return Ok(port);
             }
         }
-        Err(FieldError::invalid(at, 0, "failed to allocate a nodePort: range is full"))
+        Err(invalid(
+            at,
+            0,
+            "failed to allocate a nodePort: range is full",
+        ))
     }
 
     /// Whether it is this Service's now. What the Service had before it may have again.
@@ -335,7 +447,9 @@ fn take_over(new: &mut Value, old: &Value) {
     if !headless_or_external {
         for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
             let empty = |value: &Value| {
-                value.is_null() || value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty)
+                value.is_null()
+                    || value.as_str() == Some("")
+                    || value.as_array().is_some_and(Vec::is_empty)
             };
             if empty(&new[field]) && !empty(&old[field]) {
                 new[field] = old[field].clone();
@@ -353,7 +467,9 @@ fn take_over(new: &mut Value, old: &Value) {
     let before = api::object::list(old, "/ports").to_vec();
     for port in new["ports"].as_array_mut().into_iter().flatten() {
         let same = |o: &&Value| o["port"] == port["port"] && o["protocol"] == port["protocol"];
-        let Some(old_port) = before.iter().find(same) else { continue };
+        let Some(old_port) = before.iter().find(same) else {
+            continue;
+        };
         let unset = port["nodePort"].as_i64().unwrap_or(0) == 0;
         if had_ports && wants_ports && unset && old_port["nodePort"].is_number() {
             port["nodePort"] = old_port["nodePort"].clone();
@@ -370,16 +486,29 @@ fn take_over(new: &mut Value, old: &Value) {
 }
 
 fn owner(service: &Value) -> String {
-    format!("{}/{}", api::object::namespace(service), api::object::name(service))
+    format!(
+        "{}/{}",
+        api::object::namespace(service),
+        api::object::name(service)
+    )
 }
 
 /// Everything that a Service has.
 fn items(service: &Value) -> Vec<Item> {
     let spec = &service["spec"];
-    let addresses = api::object::list(spec, "/clusterIPs").iter().filter_map(|a| a.as_str()?.parse().ok()).map(Item::Address);
-    let ports = api::object::list(spec, "/ports").iter().map(|p| &p["nodePort"]);
-    let ports = ports.chain([&spec["healthCheckNodePort"]]).filter_map(|p| u16::try_from(p.as_i64()?).ok());
-    let mut items: Vec<Item> = addresses.chain(ports.filter(|p| *p != 0).map(Item::Port)).collect();
+    let addresses = api::object::list(spec, "/clusterIPs")
+        .iter()
+        .filter_map(|a| a.as_str()?.parse().ok())
+        .map(Item::Address);
+    let ports = api::object::list(spec, "/ports")
+        .iter()
+        .map(|p| &p["nodePort"]);
+    let ports = ports
+        .chain([&spec["healthCheckNodePort"]])
+        .filter_map(|p| u16::try_from(p.as_i64()?).ok());
+    let mut items: Vec<Item> = addresses
+        .chain(ports.filter(|p| *p != 0).map(Item::Port))
+        .collect();
     items.dedup();
     items
 }
@@ -395,8 +524,12 @@ fn size(cidr: &IpNet) -> u64 {
 
 fn nth(cidr: &IpNet, n: u64) -> IpAddr {
     match cidr.network() {
-        IpAddr::V4(network) => (u32::from(network).wrapping_add(u32::try_from(n).unwrap_or(0))).to_be_bytes().into(),
-        IpAddr::V6(network) => (u128::from(network).wrapping_add(u128::from(n))).to_be_bytes().into(),
+        IpAddr::V4(network) => (u32::from(network).wrapping_add(u32::try_from(n).unwrap_or(0)))
+            .to_be_bytes()
+            .into(),
+        IpAddr::V6(network) => (u128::from(network).wrapping_add(u128::from(n)))
+            .to_be_bytes()
+            .into(),
     }
 }
 

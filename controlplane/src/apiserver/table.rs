@@ -28,7 +28,10 @@ pub fn columns(kind: &Kind) -> Value {
 /// A table without its metadata; `headings` only where they are not known yet (a watch tells them once).
 pub fn table(kind: &Kind, objects: &[Arc<Object>], row_object: RowObject, headings: bool) -> Value {
     let now = Timestamp::now();
-    let rows: Vec<Value> = objects.iter().map(|object| row(kind, object.value(), row_object, now)).collect();
+    let rows: Vec<Value> = objects
+        .iter()
+        .map(|object| row(kind, object.value(), row_object, now))
+        .collect();
     let columns = if headings { columns(kind) } else { json!([]) };
     json!({
         "kind": "Table",

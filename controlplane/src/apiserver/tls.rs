@@ -61,7 +61,13 @@ fn roots(ca: &str) -> Result<RootCertStore, Error> {
     Ok(roots)
 }
 
-fn parts(identity: &Identity) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
-    let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes()).collect::<Result<_, _>>()?;
-    Ok((chain, PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?))
+fn parts(
+    identity: &Identity,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+    let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes())
+        .collect::<Result<_, _>>()?;
+    Ok((
+        chain,
+        PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?,
+    ))
 }

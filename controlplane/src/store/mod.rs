@@ -76,16 +76,29 @@ pub enum Error {
     Exists { key: String },
     /// The key was changed or deleted since the expected revision.
     #[error("write {key}: expected revision {expected}, found {}", found.map_or("none".to_owned(), |r| r.to_string()))]
-    Conflict { key: String, expected: Revision, found: Option<Revision> },
+    Conflict {
+        key: String,
+        expected: Revision,
+        found: Option<Revision>,
+    },
     /// The history up to `oldest` has been dropped.
     #[error("read at revision {requested}: history before {oldest} is compacted")]
-    Compacted { requested: Revision, oldest: Revision },
+    Compacted {
+        requested: Revision,
+        oldest: Revision,
+    },
     #[error("read at revision {requested}: the newest is {newest}")]
-    Future { requested: Revision, newest: Revision },
+    Future {
+        requested: Revision,
+        newest: Revision,
+    },
     #[error("the disk that holds the store is full")]
     Full,
     #[error("{operation}: {cause}")]
-    Engine { operation: &'static str, cause: String },
+    Engine {
+        operation: &'static str,
+        cause: String,
+    },
     #[error("the store is closed")]
     Closed,
 }
@@ -113,11 +126,21 @@ pub trait Store: Send + Sync + 'static {
     fn create<'a>(&'a self, key: &'a str, value: Bytes) -> BoxFuture<'a, Result<Revision>>;
 
     /// Writes a key that was last written at `expected`.
-    fn update<'a>(&'a self, key: &'a str, value: Bytes, expected: Revision) -> BoxFuture<'a, Result<Revision>>;
+    fn update<'a>(
+        &'a self,
+        key: &'a str,
+        value: Bytes,
+        expected: Revision,
+    ) -> BoxFuture<'a, Result<Revision>>;
 
     /// Deletes a key that was last written at `expected`. A watch tells `last` as the deleted value: it may
     /// differ from what the key held.
-    fn delete<'a>(&'a self, key: &'a str, last: Bytes, expected: Revision) -> BoxFuture<'a, Result<Revision>>;
+    fn delete<'a>(
+        &'a self,
+        key: &'a str,
+        last: Bytes,
+        expected: Revision,
+    ) -> BoxFuture<'a, Result<Revision>>;
 
     /// Every write after `after` to a key that begins with `prefix`, in order, without a gap.
     ///

@@ -51,13 +51,23 @@ impl Drop for Engine {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("create {}: {source}", path.display())]
-    Create { path: PathBuf, source: std::io::Error },
+    Create {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("open {}: another process has it open; stop that one first", path.display())]
     Busy { path: PathBuf },
     #[error("open {}: it has schema {found}, this program reads {expected}", path.display())]
-    Schema { path: PathBuf, found: i64, expected: i64 },
+    Schema {
+        path: PathBuf,
+        found: i64,
+        expected: i64,
+    },
     #[error("open {}: {source}", path.display())]
-    Sqlite { path: PathBuf, source: rusqlite::Error },
+    Sqlite {
+        path: PathBuf,
+        source: rusqlite::Error,
+    },
     #[error("start the store's thread: {0}")]
     Thread(std::io::Error),
 }
@@ -96,17 +106,34 @@ impl Sqlite {
         let log = Log::open(path)?;
         let newest = Arc::new(AtomicU64::new(log.newest().0));
         let (requests, inbox) = thread_channel::channel();
-        let worker = Worker { log, newest: newest.clone(), watches: Vec::new() };
+        let worker = Worker {
+            log,
+            newest: newest.clone(),
+            watches: Vec::new(),
+        };
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || worker.run(&inbox))
             .map_err(OpenError::Thread)?;
-        Ok(Self { engine: Arc::new(Engine { requests: Some(requests), newest, thread: Some(thread) }) })
+        Ok(Self {
+            engine: Arc::new(Engine {
+                requests: Some(requests),
+                newest,
+                thread: Some(thread),
+            }),
+        })
     }
 
-    fn ask<T: Send + 'static>(&self, request: impl FnOnce(Reply<T>) -> Request) -> BoxFuture<'_, Result<T>> {
+    fn ask<T: Send + 'static>(
+        &self,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> BoxFuture<'_, Result<T>> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.engine.requests.as_ref().is_some_and(|r| r.send(request(reply)).is_ok());
+        let sent = self
+            .engine
+            .requests
+            .as_ref()
+            .is_some_and(|r| r.send(request(reply)).is_ok());
         async move {
             if !sent {
                 return Err(Error::Closed);
@@ -116,8 +143,19 @@ impl Sqlite {
         .boxed()
     }
 
-    fn write(&self, key: &str, value: Bytes, expects: Expects, deletes: bool) -> BoxFuture<'_, Result<Revision>> {
-        let write = Write { key: key.to_owned(), value, expects, deletes };
+    fn write(
+        &self,
+        key: &str,
+        value: Bytes,
+        expects: Expects,
+        deletes: bool,
+    ) -> BoxFuture<'_, Result<Revision>> {
+        let write = Write {
+            key: key.to_owned(),
+            value,
+            expects,
+            deletes,
+        };
         self.ask(|reply| Request::Write(write, reply))
     }
 }
@@ -139,11 +177,21 @@ impl Store for Sqlite {
         self.write(key, value, Expects::Absent, false)
     }
 
-    fn update<'a>(&'a self, key: &'a str, value: Bytes, expected: Revision) -> BoxFuture<'a, Result<Revision>> {
+    fn update<'a>(
+        &'a self,
+        key: &'a str,
+        value: Bytes,
+        expected: Revision,
+    ) -> BoxFuture<'a, Result<Revision>> {
         self.write(key, value, Expects::At(expected), false)
     }
 
-    fn delete<'a>(&'a self, key: &'a str, last: Bytes, expected: Revision) -> BoxFuture<'a, Result<Revision>> {
+    fn delete<'a>(
+        &'a self,
+        key: &'a str,
+        last: Bytes,
+        expected: Revision,
+    ) -> BoxFuture<'a, Result<Revision>> {
         self.write(key, last, Expects::At(expected), true)
     }
 
@@ -196,7 +244,9 @@ impl Worker {
         match request {
             Request::Write(write, reply) => self.commit(vec![(write, reply)]),
             Request::Get(key, reply) => drop(reply.send(self.log.get(&key))),
-            Request::List(prefix, options, reply) => drop(reply.send(self.log.list(&prefix, &options))),
+            Request::List(prefix, options, reply) => {
+                drop(reply.send(self.log.list(&prefix, &options)))
+            }
             Request::Watch(prefix, after, reply) => drop(reply.send(self.watch(prefix, after))),
             Request::Compact(to, reply) => drop(reply.send(self.log.compact(to))),
             Request::Oldest(reply) => drop(reply.send(Ok(self.log.oldest()))),
@@ -220,7 +270,10 @@ impl Worker {
         let committed = self.log.transaction(|transaction| {
             for (write, reply) in group {
                 let outcome = transaction.apply(&write);
-                replies.push((reply, outcome.as_ref().map(|e| e.revision).map_err(Clone::clone)));
+                replies.push((
+                    reply,
+                    outcome.as_ref().map(|e| e.revision).map_err(Clone::clone),
+                ));
                 events.extend(outcome.ok());
             }
         });
@@ -243,10 +296,18 @@ impl Worker {
             let batch = if events.iter().all(|e| e.key.starts_with(&watcher.prefix)) {
                 events.clone()
             } else {
-                events.iter().filter(|e| e.key.starts_with(&watcher.prefix)).cloned().collect()
+                events
+                    .iter()
+                    .filter(|e| e.key.starts_with(&watcher.prefix))
+                    .cloned()
+                    .collect()
             };
             // A watch whose queue is full is too slow, one whose queue is closed is over.
-            if batch.is_empty() { !watcher.batches.is_closed() } else { watcher.batches.try_send(batch).is_ok() }
+            if batch.is_empty() {
+                !watcher.batches.is_closed()
+            } else {
+                watcher.batches.try_send(batch).is_ok()
+            }
         });
     }
 }

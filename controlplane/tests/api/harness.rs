@@ -22,12 +22,20 @@ impl Cluster {
         config.listen = vec!["127.0.0.1:0".parse().unwrap()];
         let server = Server::start(config).await.unwrap();
         let client = server.client("admin", &["system:masters"]);
-        Self { server, client, folder }
+        Self {
+            server,
+            client,
+            folder,
+        }
     }
 
     /// Stops the server and starts another on what it left.
     pub async fn restart(self) -> Self {
-        let Self { server, client, folder } = self;
+        let Self {
+            server,
+            client,
+            folder,
+        } = self;
         server.shutdown().await;
         drop((client, server));
         // The client's own task still holds the store for a moment.
@@ -36,7 +44,11 @@ impl Cluster {
             config.listen = vec!["127.0.0.1:0".parse().unwrap()];
             if let Ok(server) = Server::start(config).await {
                 let client = server.client("admin", &["system:masters"]);
-                return Self { server, client, folder };
+                return Self {
+                    server,
+                    client,
+                    folder,
+                };
             }
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
@@ -48,15 +60,36 @@ impl Cluster {
     }
 
     pub async fn post(&self, path: &str, object: Value) -> Answer {
-        send(&self.client, Method::POST, path, Some(object), "application/json").await
+        send(
+            &self.client,
+            Method::POST,
+            path,
+            Some(object),
+            "application/json",
+        )
+        .await
     }
 
     pub async fn put(&self, path: &str, object: Value) -> Answer {
-        send(&self.client, Method::PUT, path, Some(object), "application/json").await
+        send(
+            &self.client,
+            Method::PUT,
+            path,
+            Some(object),
+            "application/json",
+        )
+        .await
     }
 
     pub async fn merge(&self, path: &str, patch: Value) -> Answer {
-        send(&self.client, Method::PATCH, path, Some(patch), "application/merge-patch+json").await
+        send(
+            &self.client,
+            Method::PATCH,
+            path,
+            Some(patch),
+            "application/merge-patch+json",
+        )
+        .await
     }
 
     pub async fn delete(&self, path: &str) -> Answer {
@@ -65,14 +98,19 @@ impl Cluster {
 
     /// Creates a ConfigMap in `default`.
     pub async fn configmap(&self, name: &str, labels: Value) -> Value {
-        let object = json!({"metadata": {"name": name, "labels": labels}, "data": {"key": "value"}});
-        self.post("/api/v1/namespaces/default/configmaps", object).await.ok()
+        let object =
+            json!({"metadata": {"name": name, "labels": labels}, "data": {"key": "value"}});
+        self.post("/api/v1/namespaces/default/configmaps", object)
+            .await
+            .ok()
     }
 
     pub async fn watch(&self, path: &str) -> Events {
         let request = Request::get(path).body(Vec::new()).unwrap();
         let lines = self.client.request_stream(request).await.unwrap().lines();
-        Events(Box::pin(lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap())))
+        Events(Box::pin(
+            lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap()),
+        ))
     }
 }
 
@@ -89,13 +127,28 @@ impl Answer {
     pub fn failure(self) -> (u64, String, String) {
         let status = self.0.unwrap_err();
         let text = |field: &str| status[field].as_str().unwrap_or_default().to_owned();
-        (status["code"].as_u64().unwrap(), text("reason"), text("message"))
+        (
+            status["code"].as_u64().unwrap(),
+            text("reason"),
+            text("message"),
+        )
     }
 }
 
-pub async fn send(client: &kube::Client, method: Method, path: &str, body: Option<Value>, content_type: &str) -> Answer {
+pub async fn send(
+    client: &kube::Client,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+    content_type: &str,
+) -> Answer {
     let body = body.map(|b| b.to_string().into_bytes()).unwrap_or_default();
-    let request = Request::builder().method(method).uri(path).header("content-type", content_type).body(body).unwrap();
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", content_type)
+        .body(body)
+        .unwrap();
     Answer(match client.request::<Value>(request).await {
         Ok(value) => Ok(value),
         Err(kube::Error::Api(status)) => Err(serde_json::to_value(status).unwrap()),
@@ -117,8 +170,14 @@ impl Events {
         let mut names = Vec::new();
         while names.len() < count {
             let event = self.next().await.expect("a watch that goes on");
-            let name = event["object"]["metadata"]["name"].as_str().unwrap_or_default();
-            names.push(format!("{} {name}", event["type"].as_str().unwrap()).trim_end().to_owned());
+            let name = event["object"]["metadata"]["name"]
+                .as_str()
+                .unwrap_or_default();
+            names.push(
+                format!("{} {name}", event["type"].as_str().unwrap())
+                    .trim_end()
+                    .to_owned(),
+            );
         }
         names
     }

@@ -23,13 +23,22 @@ pub fn certificate_user(certificate: &CertificateDer<'_>) -> Option<User> {
 ///
 /// # Errors
 /// 401 for a token that is not, or no longer, good.
-pub fn authenticate(connection: Option<User>, headers: &HeaderMap, tokens: &Tokens, cache: &Cache) -> Result<User> {
+pub fn authenticate(
+    connection: Option<User>,
+    headers: &HeaderMap,
+    tokens: &Tokens,
+    cache: &Cache,
+) -> Result<User> {
     if let Some(user) = connection {
         return Ok(user);
     }
-    let Some(header) = headers.get(AUTHORIZATION) else { return Ok(User::anonymous()) };
+    let Some(header) = headers.get(AUTHORIZATION) else {
+        return Ok(User::anonymous());
+    };
     let text = header.to_str().map_err(|_| Failure::unauthorized())?;
-    let Some((scheme, token)) = text.split_once(' ') else { return Err(Failure::unauthorized()) };
+    let Some((scheme, token)) = text.split_once(' ') else {
+        return Err(Failure::unauthorized());
+    };
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(Failure::unauthorized());
     }

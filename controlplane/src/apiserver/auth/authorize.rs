@@ -12,7 +12,11 @@ use http::StatusCode;
 /// # Errors
 /// 403 in upstream's words.
 pub fn authorize(user: &User, route: &Route) -> Result<()> {
-    if allows(user, route) { Ok(()) } else { Err(denial(user, route)) }
+    if allows(user, route) {
+        Ok(())
+    } else {
+        Err(denial(user, route))
+    }
 }
 
 /// Whether `user` may do it.
@@ -23,10 +27,14 @@ pub fn allows(user: &User, route: &Route) -> bool {
     match route {
         Route::Path { verb, path } => {
             let under = |roots: &[&str]| {
-                roots.iter().any(|root| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+                roots.iter().any(|root| {
+                    path.strip_prefix(root)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                })
             };
             matches!(verb.as_str(), "get" | "head")
-                && (under(PUBLIC_PATHS) || user.is_in("system:authenticated") && under(DISCOVERY_PATHS))
+                && (under(PUBLIC_PATHS)
+                    || user.is_in("system:authenticated") && under(DISCOVERY_PATHS))
         }
         Route::Resource(target) => {
             let granted = GRANTS
@@ -45,7 +53,9 @@ pub fn allows(user: &User, route: &Route) -> bool {
 fn permits(rule: &Rule, target: &Target) -> bool {
     let has = |list: &[&str], value: &str| list.iter().any(|item| *item == "*" || *item == value);
     let resource = resource_path(target);
-    has(rule.groups, &target.group) && has(rule.resources, &resource) && has(rule.verbs, target.verb)
+    has(rule.groups, &target.group)
+        && has(rule.resources, &resource)
+        && has(rule.verbs, target.verb)
 }
 
 fn resource_path(target: &Target) -> String {
@@ -58,7 +68,9 @@ fn resource_path(target: &Target) -> String {
 
 /// A kubelet writes no node but its own (upstream's NodeRestriction).
 fn touches_another_node(user: &User, target: &Target) -> bool {
-    let Some(node) = user.name.strip_prefix("system:node:") else { return false };
+    let Some(node) = user.name.strip_prefix("system:node:") else {
+        return false;
+    };
     let writes = !matches!(target.verb, "get" | "list" | "watch");
     let named = !target.name.is_empty() && target.name != node;
     writes && named && target.group.is_empty() && target.resource == "nodes"
@@ -67,15 +79,21 @@ fn touches_another_node(user: &User, target: &Target) -> bool {
 fn denial(user: &User, route: &Route) -> Failure {
     match route {
         Route::Path { verb, path } => {
-            let message = format!("forbidden: User {:?} cannot {verb} path {path:?}", user.name);
+            let message = format!(
+                "forbidden: User {:?} cannot {verb} path {path:?}",
+                user.name
+            );
             let mut failure = Failure::new(StatusCode::FORBIDDEN, "Forbidden", message);
             failure.details = serde_json::json!({});
             failure
         }
         Route::Resource(target) => {
             let resource = qualified(&target.group, &target.resource);
-            let subject =
-                if target.name.is_empty() { resource } else { format!("{resource} {:?}", target.name) };
+            let subject = if target.name.is_empty() {
+                resource
+            } else {
+                format!("{resource} {:?}", target.name)
+            };
             let scope = if target.namespace.is_empty() {
                 "at the cluster scope".to_owned()
             } else {
@@ -123,7 +141,10 @@ mod tests {
 
     #[test]
     fn a_stranger_gets_upstreams_words() {
-        let user = User::authenticated("system:serviceaccount:default:default", ["system:serviceaccounts"]);
+        let user = User::authenticated(
+            "system:serviceaccount:default:default",
+            ["system:serviceaccounts"],
+        );
         let path = "/apis/apps/v1/namespaces/x/deployments";
         let failure = authorize(&user, &route(&Method::GET, path, &Query::default())).unwrap_err();
         assert_eq!(
@@ -132,6 +153,9 @@ mod tests {
              \"deployments\" in API group \"apps\" in the namespace \"x\""
         );
         assert!(may(&user, Method::GET, "/apis/apps/v1") && may(&user, Method::GET, "/openapi/v3"));
-        assert!(!may(&User::anonymous(), Method::GET, "/apis") && may(&User::anonymous(), Method::GET, "/livez"));
+        assert!(
+            !may(&User::anonymous(), Method::GET, "/apis")
+                && may(&User::anonymous(), Method::GET, "/livez")
+        );
     }
 }

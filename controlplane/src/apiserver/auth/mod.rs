@@ -19,17 +19,28 @@ pub struct User {
 
 impl User {
     /// A user of whom it is known that they are who they say.
-    pub fn authenticated(name: impl Into<String>, groups: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    pub fn authenticated(
+        name: impl Into<String>,
+        groups: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
         let mut groups: Vec<String> = groups.into_iter().map(Into::into).collect();
         if !groups.iter().any(|g| g == "system:authenticated") {
             groups.push("system:authenticated".into());
         }
-        Self { name: name.into(), groups, ..Self::default() }
+        Self {
+            name: name.into(),
+            groups,
+            ..Self::default()
+        }
     }
 
     pub fn anonymous() -> Self {
         let groups = vec!["system:unauthenticated".into()];
-        Self { name: "system:anonymous".into(), groups, ..Self::default() }
+        Self {
+            name: "system:anonymous".into(),
+            groups,
+            ..Self::default()
+        }
     }
 
     pub fn is_in(&self, group: &str) -> bool {

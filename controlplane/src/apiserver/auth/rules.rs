@@ -27,15 +27,31 @@ pub const DISCOVERY_PATHS: &[&str] = &["/api", "/apis", "/openapi", "/.well-know
 const READ: &[&str] = &["get", "list", "watch"];
 const ANY: &[&str] = &["*"];
 
-const fn rule(groups: &'static [&'static str], resources: &'static [&'static str], verbs: &'static [&'static str]) -> Rule {
-    Rule { groups, resources, verbs }
+const fn rule(
+    groups: &'static [&'static str],
+    resources: &'static [&'static str],
+    verbs: &'static [&'static str],
+) -> Rule {
+    Rule {
+        groups,
+        resources,
+        verbs,
+    }
 }
 
-const EVENTS: Rule = rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]);
+const EVENTS: Rule = rule(
+    &["", "events.k8s.io"],
+    &["events"],
+    &["create", "patch", "update"],
+);
 const LEASES: Rule = rule(&["coordination.k8s.io"], &["leases"], ANY);
 const REVIEWS: Rule = rule(
     &["authentication.k8s.io", "authorization.k8s.io"],
-    &["tokenreviews", "subjectaccessreviews", "localsubjectaccessreviews"],
+    &[
+        "tokenreviews",
+        "subjectaccessreviews",
+        "localsubjectaccessreviews",
+    ],
     &["create"],
 );
 
@@ -48,7 +64,11 @@ pub const GRANTS: &[Grant] = &[
                 &["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
                 &["create"],
             ),
-            rule(&["authentication.k8s.io"], &["selfsubjectreviews"], &["create"]),
+            rule(
+                &["authentication.k8s.io"],
+                &["selfsubjectreviews"],
+                &["create"],
+            ),
         ],
     },
     Grant {
@@ -57,16 +77,48 @@ pub const GRANTS: &[Grant] = &[
             REVIEWS,
             EVENTS,
             LEASES,
-            rule(&[""], &["services", "configmaps", "secrets", "persistentvolumeclaims", "persistentvolumes"], READ),
+            rule(
+                &[""],
+                &[
+                    "services",
+                    "configmaps",
+                    "secrets",
+                    "persistentvolumeclaims",
+                    "persistentvolumes",
+                ],
+                READ,
+            ),
             rule(&["discovery.k8s.io"], &["endpointslices"], READ),
             rule(&["node.k8s.io"], &["runtimeclasses"], READ),
-            rule(&["storage.k8s.io"], &["csidrivers", "csinodes", "volumeattachments"], READ),
-            rule(&[""], &["nodes"], &["create", "get", "list", "watch", "update", "patch", "delete"]),
+            rule(
+                &["storage.k8s.io"],
+                &["csidrivers", "csinodes", "volumeattachments"],
+                READ,
+            ),
+            rule(
+                &[""],
+                &["nodes"],
+                &[
+                    "create", "get", "list", "watch", "update", "patch", "delete",
+                ],
+            ),
             rule(&[""], &["nodes/status"], &["update", "patch"]),
-            rule(&[""], &["pods"], &["create", "get", "list", "watch", "delete"]),
+            rule(
+                &[""],
+                &["pods"],
+                &["create", "get", "list", "watch", "delete"],
+            ),
             rule(&[""], &["pods/status"], &["update", "patch"]),
-            rule(&[""], &["pods/eviction", "serviceaccounts/token"], &["create"]),
-            rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "list", "watch"]),
+            rule(
+                &[""],
+                &["pods/eviction", "serviceaccounts/token"],
+                &["create"],
+            ),
+            rule(
+                &["certificates.k8s.io"],
+                &["certificatesigningrequests"],
+                &["create", "get", "list", "watch"],
+            ),
         ],
     },
     Grant {
@@ -75,22 +127,47 @@ pub const GRANTS: &[Grant] = &[
             EVENTS,
             LEASES,
             REVIEWS,
-            rule(&[""], &["pods", "nodes", "namespaces", "services", "replicationcontrollers"], READ),
-            rule(&[""], &["persistentvolumeclaims", "persistentvolumes"], READ),
+            rule(
+                &[""],
+                &[
+                    "pods",
+                    "nodes",
+                    "namespaces",
+                    "services",
+                    "replicationcontrollers",
+                ],
+                READ,
+            ),
+            rule(
+                &[""],
+                &["persistentvolumeclaims", "persistentvolumes"],
+                READ,
+            ),
             rule(&[""], &["pods"], &["delete"]),
             rule(&[""], &["pods/binding", "bindings"], &["create"]),
             rule(&[""], &["pods/status"], &["patch", "update"]),
-            rule(&["apps", "policy", "storage.k8s.io", "resource.k8s.io"], ANY, READ),
+            rule(
+                &["apps", "policy", "storage.k8s.io", "resource.k8s.io"],
+                ANY,
+                READ,
+            ),
         ],
     },
-    Grant { subject: Subject::User("system:kube-controller-manager"), rules: &[rule(ANY, ANY, ANY)] },
+    Grant {
+        subject: Subject::User("system:kube-controller-manager"),
+        rules: &[rule(ANY, ANY, ANY)],
+    },
     Grant {
         subject: Subject::User("system:kube-proxy"),
         rules: &[
             EVENTS,
             rule(&[""], &["services", "endpoints", "nodes"], READ),
             rule(&["discovery.k8s.io"], &["endpointslices"], READ),
-            rule(&["networking.k8s.io"], &["servicecidrs", "networkpolicies"], READ),
+            rule(
+                &["networking.k8s.io"],
+                &["servicecidrs", "networkpolicies"],
+                READ,
+            ),
             rule(&[""], &["pods", "namespaces"], READ),
         ],
     },

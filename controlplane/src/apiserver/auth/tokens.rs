@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -29,7 +31,12 @@ pub enum TokenError {
     #[error("verify a service account token: {0}")]
     Jwt(#[from] jsonwebtoken::errors::Error),
     #[error("verify a token of {namespace}/{name}: {kind} {object:?} is gone")]
-    Gone { namespace: String, name: String, kind: &'static str, object: String },
+    Gone {
+        namespace: String,
+        name: String,
+        kind: &'static str,
+        object: String,
+    },
 }
 
 /// What a token says (RFC 7519, and Kubernetes' private claims).
@@ -85,16 +92,32 @@ impl Tokens {
         let signing = EncodingKey::from_ec_pem(private_key.as_bytes()).map_err(TokenError::Key)?;
         let verifying = DecodingKey::from_ec_pem(public_key.as_bytes()).map_err(TokenError::Key)?;
         let key_id = hex::encode(Sha256::digest(public_key.as_bytes()));
-        Ok(Self { issuer, key_id, signing, verifying, public_key: public_key.to_owned() })
+        Ok(Self {
+            issuer,
+            key_id,
+            signing,
+            verifying,
+            public_key: public_key.to_owned(),
+        })
     }
 
     pub fn issuer(&self) -> &str {
         &self.issuer
     }
 
-    /// The key that others verify tokens with, PEM.
-    pub fn public_key(&self) -> &str {
-        &self.public_key
+    /// The key that others verify tokens with (RFC 7517), `None` when it is not the kind that it should be.
+    pub fn key_set(&self) -> Option<Value> {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(self.public_key.as_bytes()).ok()?;
+        // The end of a P-256 key's DER is its point: 4, and two coordinates of 32 bytes.
+        let [4, point @ ..] = pem.contents.get(pem.contents.len().checked_sub(65)?..)? else {
+            return None;
+        };
+        let (x, y) = point.split_at(32);
+        let key = json!({
+            "use": "sig", "kty": "EC", "crv": "P-256", "alg": "ES256", "kid": self.key_id,
+            "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
+        });
+        Some(json!({"keys": [key]}))
     }
 
     /// Signs a token; returns it with the audiences that it has.
@@ -103,15 +126,21 @@ impl Tokens {
     /// When signing fails.
     pub fn issue(&self, request: Request<'_>) -> Result<(String, Vec<String>), TokenError> {
         let now = jiff::Timestamp::now().as_second();
-        let audiences =
-            if request.audiences.is_empty() { vec![self.issuer.clone()] } else { request.audiences };
+        let audiences = if request.audiences.is_empty() {
+            vec![self.issuer.clone()]
+        } else {
+            request.audiences
+        };
         let claims = Claims {
             aud: audiences.clone(),
             exp: now + request.seconds,
             iat: now,
             iss: self.issuer.clone(),
             jti: uuid::Uuid::new_v4().to_string(),
-            sub: format!("system:serviceaccount:{}:{}", request.namespace, request.account.name),
+            sub: format!(
+                "system:serviceaccount:{}:{}",
+                request.namespace, request.account.name
+            ),
             nbf: now,
             kubernetes: Bound {
                 namespace: request.namespace.to_owned(),
@@ -121,19 +150,34 @@ impl Tokens {
                 serviceaccount: request.account,
             },
         };
-        let header = Header { kid: Some(self.key_id.clone()), ..Header::new(Algorithm::ES256) };
-        Ok((jsonwebtoken::encode(&header, &claims, &self.signing)?, audiences))
+        let header = Header {
+            kid: Some(self.key_id.clone()),
+            ..Header::new(Algorithm::ES256)
+        };
+        Ok((
+            jsonwebtoken::encode(&header, &claims, &self.signing)?,
+            audiences,
+        ))
     }
 
     /// The user that a token speaks for. `audiences`: one of them must be the token's; empty for this server.
     ///
     /// # Errors
     /// When the token is not signed by this cluster, is out of date, is for others, or what it is bound to is gone.
-    pub fn verify(&self, token: &str, audiences: &[String], cache: &Cache) -> Result<User, TokenError> {
+    pub fn verify(
+        &self,
+        token: &str,
+        audiences: &[String],
+        cache: &Cache,
+    ) -> Result<User, TokenError> {
         let mut validation = Validation::new(Algorithm::ES256);
         validation.validate_nbf = true;
         let own = [self.issuer.clone()];
-        let audiences = if audiences.is_empty() { &own } else { audiences };
+        let audiences = if audiences.is_empty() {
+            &own
+        } else {
+            audiences
+        };
         validation.aud = Some(audiences.iter().cloned().collect::<HashSet<_>>());
         validation.set_issuer(&[&self.issuer]);
         let claims: Claims = jsonwebtoken::decode(token, &self.verifying, &validation)?.claims;
@@ -161,17 +205,25 @@ impl Tokens {
 }
 
 fn exists(cache: &Cache, resource: &str, namespace: &str, reference: &Reference) -> bool {
-    let found = cache.resource("", "v1", resource).and_then(|r| r.get(namespace, &reference.name));
+    let found = cache
+        .resource("", "v1", resource)
+        .and_then(|r| r.get(namespace, &reference.name));
     found.is_some_and(|object: Arc<Object>| api::object::uid(&object.value()) == reference.uid)
 }
 
 fn user(claims: &Claims) -> User {
     let bound = &claims.kubernetes;
-    let groups = ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{}", bound.namespace)];
+    let groups = [
+        "system:serviceaccounts".to_owned(),
+        format!("system:serviceaccounts:{}", bound.namespace),
+    ];
     let mut user = User::authenticated(&claims.sub, groups);
     user.uid.clone_from(&bound.serviceaccount.uid);
     let mut extra = |key: &str, value: &str| {
-        user.extra.push((format!("authentication.kubernetes.io/{key}"), vec![value.to_owned()]));
+        user.extra.push((
+            format!("authentication.kubernetes.io/{key}"),
+            vec![value.to_owned()],
+        ));
     };
     extra("credential-id", &format!("JTI={}", claims.jti));
     for (kind, reference) in [("pod", &bound.pod), ("node", &bound.node)] {
@@ -187,7 +239,13 @@ fn user(claims: &Claims) -> User {
 pub fn bound_object(request: &Value) -> Option<(&str, Reference)> {
     let reference = &request["spec"]["boundObjectRef"];
     let text = |field: &str| reference[field].as_str().unwrap_or_default().to_owned();
-    Some((reference["kind"].as_str()?, Reference { name: text("name"), uid: text("uid") }))
+    Some((
+        reference["kind"].as_str()?,
+        Reference {
+            name: text("name"),
+            uid: text("uid"),
+        },
+    ))
 }
 
 /// Discovery for others that verify tokens (OpenID Connect Discovery 1.0).

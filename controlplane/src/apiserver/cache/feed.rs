@@ -13,7 +13,10 @@ const REPLAYED: u64 = 1000;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FeedError {
     #[error("follow the store from revision {from}: {source}")]
-    Watch { from: Revision, source: store::Error },
+    Watch {
+        from: Revision,
+        source: store::Error,
+    },
 }
 
 impl Cache {
@@ -21,7 +24,16 @@ impl Cache {
     pub(super) async fn load(&self) -> store::Result<Watch> {
         let newest = self.store.revision().await?;
         let start = Revision(newest.0.saturating_sub(REPLAYED)).max(self.store.oldest().await?);
-        let listing = self.store.list(ROOT, ListOptions { at: Some(start), ..Default::default() }).await?;
+        let listing = self
+            .store
+            .list(
+                ROOT,
+                ListOptions {
+                    at: Some(start),
+                    ..Default::default()
+                },
+            )
+            .await?;
         for resource in &self.resources {
             resource.start_at(start);
         }
@@ -33,7 +45,9 @@ impl Cache {
         self.applied.send_replace(start);
         let mut watch = self.store.watch(ROOT, start).await?;
         while self.applied() < newest {
-            let Some(batch) = watch.next().await else { return Err(store::Error::Closed) };
+            let Some(batch) = watch.next().await else {
+                return Err(store::Error::Closed);
+            };
             self.apply(&batch);
         }
         Ok(watch)

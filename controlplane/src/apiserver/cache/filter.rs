@@ -16,8 +16,14 @@ pub struct Filter {
 impl Filter {
     pub fn matches(&self, index: &Index) -> bool {
         (self.namespace.is_empty() || *index.namespace == *self.namespace)
-            && self.labels.as_ref().is_none_or(|s| s.matches_with(|name| index.label(name)))
-            && self.fields.as_ref().is_none_or(|s| s.matches(&index.fields))
+            && self
+                .labels
+                .as_ref()
+                .is_none_or(|s| s.matches_with(|name| index.label(name)))
+            && self
+                .fields
+                .as_ref()
+                .is_none_or(|s| s.matches(&index.fields))
     }
 
     /// Whether it selects anything within its namespace.

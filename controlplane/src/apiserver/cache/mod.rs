@@ -46,11 +46,17 @@ impl Cache {
         let mut resources: Vec<Arc<Resource>> = Vec::new();
         for kind in kinds {
             let resource = Arc::new(Resource::new(kind));
-            by_prefix.entry(resource.prefix().to_owned()).or_insert_with(|| resource.clone());
+            by_prefix
+                .entry(resource.prefix().to_owned())
+                .or_insert_with(|| resource.clone());
             resources.push(resource);
         }
-        let cache =
-            Arc::new(Self { store, resources, by_prefix, applied: watch::Sender::new(Revision::default()) });
+        let cache = Arc::new(Self {
+            store,
+            resources,
+            by_prefix,
+            applied: watch::Sender::new(Revision::default()),
+        });
         let watch = cache.load().await?;
         let following = cache.clone();
         tokio::spawn(async move {
@@ -66,7 +72,9 @@ impl Cache {
     /// The resource that is served under this group and plural name; `version` may be empty for any.
     pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
         self.resources.iter().find(|r| {
-            r.kind.group == group && r.kind.plural == plural && (version.is_empty() || r.kind.version == version)
+            r.kind.group == group
+                && r.kind.plural == plural
+                && (version.is_empty() || r.kind.version == version)
         })
     }
 

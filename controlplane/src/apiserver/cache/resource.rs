@@ -102,8 +102,16 @@ struct Watcher {
 
 impl Resource {
     pub(super) fn new(kind: &'static Kind) -> Self {
-        let group = if kind.group.is_empty() { "core" } else { kind.group };
-        Self { kind, prefix: format!("{ROOT}{group}/{}/", kind.plural), state: RwLock::default() }
+        let group = if kind.group.is_empty() {
+            "core"
+        } else {
+            kind.group
+        };
+        Self {
+            kind,
+            prefix: format!("{ROOT}{group}/{}/", kind.plural),
+            state: RwLock::default(),
+        }
     }
 
     /// Where the kind's keys begin in the store.
@@ -117,7 +125,10 @@ impl Resource {
     }
 
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Object>> {
-        self.read().objects.get(&*local_key(namespace, name)).cloned()
+        self.read()
+            .objects
+            .get(&*local_key(namespace, name))
+            .cloned()
     }
 
     /// The objects that `filter` lets through, in the order of their keys, and the revision that this is.
@@ -127,12 +138,9 @@ impl Resource {
         (state.matching(filter), state.revision.max(applied))
     }
 
-    pub fn len(&self) -> usize {
+    /// How many objects there are.
+    pub fn count(&self) -> usize {
         self.read().objects.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Every change after `after` that `filter` lets through, those that are past and those to come.
@@ -144,17 +152,37 @@ impl Resource {
         if after < state.floor {
             return Err(state.floor);
         }
-        let begin = state.history.partition_point(|change| change.object.revision <= after);
-        let past = state.history.range(begin..).filter_map(|change| change.seen_by(&filter)).collect();
-        Ok(Subscription { past, live: state.subscribe(filter) })
+        let begin = state
+            .history
+            .partition_point(|change| change.object.revision <= after);
+        let past = state
+            .history
+            .range(begin..)
+            .filter_map(|change| change.seen_by(&filter))
+            .collect();
+        Ok(Subscription {
+            past,
+            live: state.subscribe(filter),
+        })
     }
 
     /// A list, and every change after it.
-    pub fn list_and_watch(&self, filter: Filter, applied: Revision) -> (Vec<Arc<Object>>, Revision, Subscription) {
+    pub fn list_and_watch(
+        &self,
+        filter: Filter,
+        applied: Revision,
+    ) -> (Vec<Arc<Object>>, Revision, Subscription) {
         let mut state = self.write();
         let objects = state.matching(&filter);
         let revision = state.revision.max(applied);
-        (objects, revision, Subscription { past: VecDeque::new(), live: state.subscribe(filter) })
+        (
+            objects,
+            revision,
+            Subscription {
+                past: VecDeque::new(),
+                live: state.subscribe(filter),
+            },
+        )
     }
 
     pub(super) fn start_at(&self, revision: Revision) {
@@ -174,7 +202,11 @@ impl Resource {
     pub fn object(&self, json: Bytes, revision: Revision) -> Object {
         // A stored object was written by this server; one that does not parse matches no selector.
         let value = serde_json::from_slice(&json).unwrap_or_default();
-        Object { revision, json, index: Arc::new(Index::of(self.kind, &value)) }
+        Object {
+            revision,
+            json,
+            index: Arc::new(Index::of(self.kind, &value)),
+        }
     }
 
     pub(super) fn apply(&self, key: &str, event: &Event) {
@@ -195,16 +227,25 @@ impl Resource {
         };
         let previous = previous.map(|p| p.index.clone());
         state.revision = event.revision;
-        state.record(Arc::new(Change { change_type, object, previous, line }));
+        state.record(Arc::new(Change {
+            change_type,
+            object,
+            previous,
+            line,
+        }));
     }
 
     // A panic while the lock is held leaves the state whole enough: every update of it is one insertion.
     fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -212,10 +253,20 @@ impl State {
     fn matching(&self, filter: &Filter) -> Vec<Arc<Object>> {
         if let Some(prefix) = filter.key_prefix() {
             let from = (Bound::Included(&*prefix), Bound::Unbounded);
-            let range = self.objects.range::<str, _>(from).take_while(|(key, _)| key.starts_with(&*prefix));
-            return range.filter(|(_, o)| filter.matches(&o.index)).map(|(_, o)| o.clone()).collect();
+            let range = self
+                .objects
+                .range::<str, _>(from)
+                .take_while(|(key, _)| key.starts_with(&*prefix));
+            return range
+                .filter(|(_, o)| filter.matches(&o.index))
+                .map(|(_, o)| o.clone())
+                .collect();
         }
-        self.objects.values().filter(|o| filter.matches(&o.index)).cloned().collect()
+        self.objects
+            .values()
+            .filter(|o| filter.matches(&o.index))
+            .cloned()
+            .collect()
     }
 
     fn subscribe(&mut self, filter: Filter) -> mpsc::Receiver<Seen> {
@@ -226,15 +277,18 @@ impl State {
     }
 
     fn record(&mut self, change: Arc<Change>) {
-        self.watchers.retain(|watcher| match change.seen_by(&watcher.filter) {
-            // A full queue is a watch that is too slow. It is ended, and its client resumes from what it has.
-            Some(seen) => watcher.changes.try_send(seen).is_ok(),
-            None => true,
-        });
+        self.watchers
+            .retain(|watcher| match change.seen_by(&watcher.filter) {
+                // A full queue is a watch that is too slow. It is ended, and its client resumes from what it has.
+                Some(seen) => watcher.changes.try_send(seen).is_ok(),
+                None => true,
+            });
         self.history_bytes += change.line.len();
         self.history.push_back(change);
         while self.history_bytes > HISTORY_BYTES && self.history.len() > HISTORY_MIN {
-            let Some(oldest) = self.history.pop_front() else { break };
+            let Some(oldest) = self.history.pop_front() else {
+                break;
+            };
             self.history_bytes -= oldest.line.len();
             self.floor = oldest.object.revision;
         }
@@ -244,7 +298,10 @@ impl State {
 impl Change {
     /// What `filter` makes of the change; `None` when it concerns nobody behind that filter.
     fn seen_by(self: &Arc<Self>, filter: &Filter) -> Option<Seen> {
-        let before = self.previous.as_ref().is_some_and(|index| filter.matches(index));
+        let before = self
+            .previous
+            .as_ref()
+            .is_some_and(|index| filter.matches(index));
         let after = self.change_type != ChangeType::Deleted && filter.matches(&self.object.index);
         let change_type = match (before, after) {
             (false, false) => return None,
@@ -252,13 +309,20 @@ impl Change {
             (true, true) => ChangeType::Modified,
             (true, false) => ChangeType::Deleted,
         };
-        Some(Seen { change_type, change: self.clone() })
+        Some(Seen {
+            change_type,
+            change: self.clone(),
+        })
     }
 }
 
 /// A key within its resource: `NAMESPACE/NAME`, or `NAME` without a namespace.
 fn local_key(namespace: &str, name: &str) -> String {
-    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+    if namespace.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{namespace}/{name}")
+    }
 }
 
 /// The JSON line of a watch event, and the object within it, sharing the memory.

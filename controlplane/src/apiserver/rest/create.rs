@@ -27,7 +27,15 @@ pub async fn create(api: &Api, request: &Request) -> Result<Reply> {
     let warnings = check_unknown(request.kind(), unknown, &options)?;
     set_namespace(&mut object, request)?;
     let manager = Manager::update(&options.manager, "");
-    let written = create_object(api, &request.resource, object, &request.user, &options, &manager).await?;
+    let written = create_object(
+        api,
+        &request.resource,
+        object,
+        &request.user,
+        &options,
+        &manager,
+    )
+    .await?;
     let mut reply = object_reply(request, StatusCode::CREATED, written.json, written.revision)?;
     reply::warn(&mut reply, &warnings);
     Ok(reply)
@@ -41,7 +49,9 @@ pub fn set_namespace(object: &mut Value, request: &Request) -> Result<()> {
         return Ok(());
     }
     if namespace.is_empty() {
-        return Err(Failure::bad_request("an empty namespace may not be set during creation"));
+        return Err(Failure::bad_request(
+            "an empty namespace may not be set during creation",
+        ));
     }
     match api::object::namespace(object) {
         "" => drop(metadata(object).insert("namespace".into(), namespace.into())),
@@ -67,13 +77,21 @@ pub async fn create_object(
     options: &WriteOptions,
     manager: &Manager<'_>,
 ) -> Result<Written> {
-    if object["metadata"]["resourceVersion"].as_str().is_some_and(|v| !v.is_empty()) {
-        return Err(Failure::bad_request("resourceVersion should not be set on objects to be created"));
+    if object["metadata"]["resourceVersion"]
+        .as_str()
+        .is_some_and(|v| !v.is_empty())
+    {
+        return Err(Failure::bad_request(
+            "resourceVersion should not be set on objects to be created",
+        ));
     }
     (resource.kind.default)(&mut object);
     set_system_metadata(&mut object);
     managed::created(resource.kind, &mut object, manager)?;
-    let base = object["metadata"]["generateName"].as_str().unwrap_or_default().to_owned();
+    let base = object["metadata"]["generateName"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let generated = api::object::name(&object).is_empty() && !base.is_empty();
     let mut tries = if generated { NAME_TRIES } else { 1 };
     loop {
@@ -113,7 +131,13 @@ async fn create_named(
 /// What only the server may set.
 fn set_system_metadata(object: &mut Value) {
     let metadata = metadata(object);
-    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation", "resourceVersion"] {
+    for field in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "generation",
+        "resourceVersion",
+    ] {
         metadata.shift_remove(field);
     }
     metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
@@ -130,5 +154,7 @@ fn generate_name(base: &str) -> String {
 /// Five random letters.
 pub fn random_suffix() -> String {
     let mut random = rand::rng();
-    (0..5).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])).collect()
+    (0..5)
+        .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))
+        .collect()
 }

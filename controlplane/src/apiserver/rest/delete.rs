@@ -24,7 +24,13 @@ const ORPHAN: &str = "orphan";
 const LASTING_NAMESPACES: &[&str] = &["default", "kube-system", "kube-public"];
 
 /// Kinds whose deletion answers with the object; the others answer with a Status.
-const ANSWERED_WITH_OBJECT: &[&str] = &["pods", "services", "serviceaccounts", "persistentvolumeclaims", "resourcequotas"];
+const ANSWERED_WITH_OBJECT: &[&str] = &[
+    "pods",
+    "services",
+    "serviceaccounts",
+    "persistentvolumeclaims",
+    "resourcequotas",
+];
 
 /// `meta/v1 DeleteOptions`.
 #[derive(Clone, Debug, Default)]
@@ -43,19 +49,27 @@ impl DeleteOptions {
     /// # Errors
     /// 400 for a body that is something else, 422 for a value that is none.
     pub fn parse(request: &Request) -> Result<Self> {
-        let body =
-            if request.body.is_empty() { Value::Null } else { negotiate::decode(&request.headers, &request.body)? };
+        let body = if request.body.is_empty() {
+            Value::Null
+        } else {
+            negotiate::decode_as("meta/v1.DeleteOptions", &request.headers, &request.body)?
+        };
         Self::from(&body, &request.query)
     }
 
     pub fn from(body: &Value, query: &Query) -> Result<Self> {
         let text = |value: &Value| value.as_str().filter(|t| !t.is_empty()).map(str::to_owned);
         let orphan = body["orphanDependents"].as_bool().or_else(|| {
-            query.get("orphanDependents").map(|_| query.flag("orphanDependents"))
+            query
+                .get("orphanDependents")
+                .map(|_| query.flag("orphanDependents"))
         });
-        let asked = text(&body["propagationPolicy"]).or_else(|| query.get("propagationPolicy").map(Into::into));
+        let asked = text(&body["propagationPolicy"])
+            .or_else(|| query.get("propagationPolicy").map(Into::into));
         let propagation = match (asked, orphan) {
-            (Some(policy), None) if matches!(&*policy, "Background" | "Foreground" | "Orphan") => Some(policy),
+            (Some(policy), None) if matches!(&*policy, "Background" | "Foreground" | "Orphan") => {
+                Some(policy)
+            }
             (Some(policy), None) => {
                 return Err(Failure::bad_request(format!(
                     "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: {policy:?}: \
@@ -63,7 +77,9 @@ impl DeleteOptions {
                 )));
             }
             (Some(_), Some(_)) => {
-                return Err(Failure::bad_request("orphanDependents and deletionPropagation cannot be both set"));
+                return Err(Failure::bad_request(
+                    "orphanDependents and deletionPropagation cannot be both set",
+                ));
             }
             (None, Some(true)) => Some(ORPHAN_POLICY.into()),
             (None, _) => None,
@@ -72,7 +88,11 @@ impl DeleteOptions {
             Some(seconds) => Some(seconds),
             None => query.number("gracePeriodSeconds")?,
         };
-        let listed = body["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let listed = body["dryRun"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str);
         Ok(Self {
             // A negative value means one second, for clients of long ago.
             grace_period_seconds: grace.map(|seconds| if seconds < 0 { 1 } else { seconds }),
@@ -96,8 +116,18 @@ pub enum Deletion {
 pub async fn delete(api: &Api, request: &Request) -> Result<Reply> {
     let options = DeleteOptions::parse(request)?;
     let (kind, target) = (request.kind(), &request.target);
-    match delete_object(api, &request.resource, &target.namespace, &target.name, &options).await? {
-        Deletion::Begun(written) => object_reply(request, StatusCode::OK, written.json, written.revision),
+    match delete_object(
+        api,
+        &request.resource,
+        &target.namespace,
+        &target.name,
+        &options,
+    )
+    .await?
+    {
+        Deletion::Begun(written) => {
+            object_reply(request, StatusCode::OK, written.json, written.revision)
+        }
         Deletion::Gone(written) if ANSWERED_WITH_OBJECT.contains(&kind.plural) => {
             object_reply(request, StatusCode::OK, written.json, written.revision)
         }
@@ -122,7 +152,15 @@ pub async fn delete_collection(api: &Arc<Api>, request: &Request) -> Result<Repl
     let (objects, revision) = request.resource.list(&filter, api.cache.applied());
     for object in &objects {
         let name = api::object::name(&object.value()).to_owned();
-        match delete_object(api, &request.resource, &object.index.namespace, &name, &options).await {
+        match delete_object(
+            api,
+            &request.resource,
+            &object.index.namespace,
+            &name,
+            &options,
+        )
+        .await
+        {
             Err(failure) if failure.code != StatusCode::NOT_FOUND => return Err(failure),
             _ => {}
         }
@@ -153,7 +191,11 @@ pub async fn delete_object(
 ) -> Result<Deletion> {
     let kind = resource.kind;
     if kind.plural == "namespaces" && kind.group.is_empty() && LASTING_NAMESPACES.contains(&name) {
-        return Err(Failure::forbidden(kind, name, "this namespace may not be deleted"));
+        return Err(Failure::forbidden(
+            kind,
+            name,
+            "this namespace may not be deleted",
+        ));
     }
     loop {
         let current = api.read(resource, namespace, name).await?;
@@ -174,10 +216,17 @@ async fn carry_out(
     dry_run: bool,
 ) -> Result<Option<Deletion>> {
     Ok(match step {
-        Step::Remove(object) => remove(api, resource, &object, current.revision, dry_run).await?.map(Deletion::Gone),
-        Step::Mark(object) => replace(api, resource, &object, current.revision, dry_run).await?.map(Deletion::Begun),
+        Step::Remove(object) => remove(api, resource, &object, current.revision, dry_run)
+            .await?
+            .map(Deletion::Gone),
+        Step::Mark(object) => replace(api, resource, &object, current.revision, dry_run)
+            .await?
+            .map(Deletion::Begun),
         Step::Wait => {
-            let written = Written { json: current.json.clone(), revision: current.revision };
+            let written = Written {
+                json: current.json.clone(),
+                revision: current.revision,
+            };
             Some(Deletion::Begun(written))
         }
     })
@@ -187,7 +236,11 @@ fn check_preconditions(kind: &Kind, old: &Value, options: &DeleteOptions) -> Res
     let name = api::object::name(old);
     let checks = [
         ("UID", &options.uid, api::object::uid(old)),
-        ("ResourceVersion", &options.resource_version, api::object::text(old, "/metadata/resourceVersion")),
+        (
+            "ResourceVersion",
+            &options.resource_version,
+            api::object::text(old, "/metadata/resourceVersion"),
+        ),
     ];
     for (what, wanted, found) in checks {
         if let Some(wanted) = wanted
@@ -229,25 +282,37 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, now: Timestamp) -> St
     let current = old["metadata"]["deletionGracePeriodSeconds"].as_i64();
     // A deletion that has begun can be hastened, not delayed.
     if !terminating || current.is_none_or(|current| grace < current) {
-        let at = now.saturating_add(SignedDuration::from_secs(grace)).unwrap_or(now);
+        let at = now
+            .saturating_add(SignedDuration::from_secs(grace))
+            .unwrap_or(now);
         let metadata = metadata(&mut new);
         metadata.insert("deletionTimestamp".into(), api::time::seconds(at).into());
         metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
-        if let Some(generation) = metadata.get("generation").and_then(Value::as_i64).filter(|g| *g > 0 && !terminating) {
+        if let Some(generation) = metadata
+            .get("generation")
+            .and_then(Value::as_i64)
+            .filter(|g| *g > 0 && !terminating)
+        {
             metadata.insert("generation".into(), (generation + 1).into());
         }
     }
     if holds_namespace(kind, &new) {
         new["status"]["phase"] = "Terminating".into();
     }
-    if new == *old { Step::Wait } else { Step::Mark(new) }
+    if new == *old {
+        Step::Wait
+    } else {
+        Step::Mark(new)
+    }
 }
 
 /// A namespace stays until its own finalizers, in its spec, are done.
 fn holds_namespace(kind: &Kind, object: &Value) -> bool {
     kind.group.is_empty()
         && kind.plural == "namespaces"
-        && object["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty())
+        && object["spec"]["finalizers"]
+            .as_array()
+            .is_some_and(|f| !f.is_empty())
 }
 
 /// Only pods have a grace period: until their containers are stopped.
@@ -255,12 +320,18 @@ fn grace_period(kind: &Kind, old: &Value, options: &DeleteOptions) -> i64 {
     if !(kind.group.is_empty() && kind.plural == "pods") {
         return 0;
     }
-    let ended = matches!(old["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+    let ended = matches!(
+        old["status"]["phase"].as_str(),
+        Some("Succeeded" | "Failed")
+    );
     let unscheduled = old["spec"]["nodeName"].as_str().is_none_or(str::is_empty);
     if ended || unscheduled {
         return 0;
     }
-    options.grace_period_seconds.or_else(|| old["spec"]["terminationGracePeriodSeconds"].as_i64()).unwrap_or(30)
+    options
+        .grace_period_seconds
+        .or_else(|| old["spec"]["terminationGracePeriodSeconds"].as_i64())
+        .unwrap_or(30)
 }
 
 /// The garbage collector's finalizers say what is to happen to the object's dependents.

@@ -68,9 +68,15 @@ pub async fn dispatch(api: &Arc<Api>, request: Request) -> Result<Reply> {
         (name, verb) if kind.subresources.contains(&name) => match (kind.plural, name, verb) {
             ("pods", "binding", "create") => pods::bind(api, &request).await,
             ("pods", "eviction", "create") => pods::evict(api, &request).await,
-            ("pods", "ephemeralcontainers" | "resize", verb) => part(api, request, verb, Part::Whole).await,
-            ("serviceaccounts", "token", "create") => service_accounts::create_token(api, &request).await,
-            ("namespaces", "finalize", "update") => part(api, request, "update", Part::Finalize).await,
+            ("pods", "ephemeralcontainers" | "resize", verb) => {
+                part(api, request, verb, Part::Whole).await
+            }
+            ("serviceaccounts", "token", "create") => {
+                service_accounts::create_token(api, &request).await
+            }
+            ("namespaces", "finalize", "update") => {
+                part(api, request, "update", Part::Finalize).await
+            }
             _ => Err(Failure::method_not_allowed()),
         },
         _ => Err(Failure::no_such_path()),
@@ -110,9 +116,10 @@ fn decode_object(request: &Request) -> Result<(Value, Vec<String>)> {
 /// Checks an object's kind and the types of its fields.
 fn typed(kind: &Kind, mut object: Value) -> Result<(Value, Vec<String>)> {
     let api_version = kind.api_version();
-    for (field, expected, what) in
-        [("apiVersion", api_version.as_str(), "API version"), ("kind", kind.kind, "kind")]
-    {
+    for (field, expected, what) in [
+        ("apiVersion", api_version.as_str(), "API version"),
+        ("kind", kind.kind, "kind"),
+    ] {
         match object[field].as_str() {
             None | Some("") if object.is_object() => object[field] = expected.into(),
             Some(found) if found == expected => {}
@@ -126,9 +133,12 @@ fn typed(kind: &Kind, mut object: Value) -> Result<(Value, Vec<String>)> {
     }
     let unhandled = |why: &dyn std::fmt::Display| {
         let (version, kind) = (kind.version, kind.kind);
-        Failure::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
+        Failure::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: {why}"
+        ))
     };
-    let schema = api::schema::Struct::find(kind.schema).ok_or_else(|| Failure::internal(kind.schema))?;
+    let schema =
+        api::schema::Struct::find(kind.schema).ok_or_else(|| Failure::internal(kind.schema))?;
     let unknown = api::schema::decode(schema, &mut object).map_err(|e| unhandled(&e))?;
     Ok((object, unknown))
 }
@@ -150,7 +160,12 @@ fn check_unknown(kind: &Kind, unknown: Vec<String>, options: &WriteOptions) -> R
 }
 
 /// One object, in the form that the client wants.
-fn object_reply(request: &Request, code: http::StatusCode, json: Bytes, revision: crate::store::Revision) -> Result<Reply> {
+fn object_reply(
+    request: &Request,
+    code: http::StatusCode,
+    json: Bytes,
+    revision: crate::store::Revision,
+) -> Result<Reply> {
     read::one(request, code, json, revision)
 }
 

@@ -29,7 +29,11 @@ pub struct WriteOptions {
 impl WriteOptions {
     /// Of a component of this server itself.
     pub fn internal(manager: &str) -> Self {
-        Self { manager: manager.into(), validation: FieldValidation::Ignore, ..Self::default() }
+        Self {
+            manager: manager.into(),
+            validation: FieldValidation::Ignore,
+            ..Self::default()
+        }
     }
 
     /// # Errors
@@ -46,9 +50,19 @@ impl WriteOptions {
                 )));
             }
         };
-        let agent = headers.get(USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("unknown");
-        let manager = query.get("fieldManager").unwrap_or_else(|| agent.split('/').next().unwrap_or("unknown"));
-        Ok(Self { dry_run, manager: manager.chars().take(128).collect(), validation, force: query.flag("force") })
+        let agent = headers
+            .get(USER_AGENT)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or("unknown");
+        let manager = query
+            .get("fieldManager")
+            .unwrap_or_else(|| agent.split('/').next().unwrap_or("unknown"));
+        Ok(Self {
+            dry_run,
+            manager: manager.chars().take(128).collect(),
+            validation,
+            force: query.flag("force"),
+        })
     }
 }
 

@@ -10,7 +10,9 @@ use super::super::negotiate;
 use super::super::object::metadata;
 use super::super::reply::{self, Reply};
 use super::create::{create_object, set_namespace};
-use super::{Part, Request, Update, WriteOptions, check_unknown, object_reply, typed, update_object};
+use super::{
+    Part, Request, Update, WriteOptions, check_unknown, object_reply, typed, update_object,
+};
 
 const JSON: &str = "application/json-patch+json";
 const MERGE: &str = "application/merge-patch+json";
@@ -49,13 +51,18 @@ pub async fn patch(api: &Api, request: &Request, part: Part) -> Result<Reply> {
 pub fn plain(request: &Request, old: &Value) -> Result<Value> {
     let body = || negotiate::json(&request.body);
     let kind = request.kind();
-    let unprocessable = |why: String| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", why);
+    let unprocessable =
+        |why: String| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", why);
     match negotiate::media_type(&request.headers) {
         JSON => {
-            let patch: json_patch::Patch = serde_json::from_value(body()?).map_err(|e| Failure::bad_request(e.to_string()))?;
+            let patch: json_patch::Patch =
+                serde_json::from_value(body()?).map_err(|e| Failure::bad_request(e.to_string()))?;
             let mut new = old.clone();
-            json_patch::patch(&mut new, &patch)
-                .map_err(|e| unprocessable(format!("the server rejected our request due to an error in our request: {e}")))?;
+            json_patch::patch(&mut new, &patch).map_err(|e| {
+                unprocessable(format!(
+                    "the server rejected our request due to an error in our request: {e}"
+                ))
+            })?;
             Ok(new)
         }
         MERGE => {
@@ -69,10 +76,14 @@ pub fn plain(request: &Request, old: &Value) -> Result<Value> {
             Ok(new)
         }
         STRATEGIC => {
-            let schema = api::schema::Struct::find(kind.schema).ok_or_else(|| Failure::internal(kind.schema))?;
-            api::patch::strategic(schema, old, &body()?).map_err(|e| Failure::bad_request(e.to_string()))
+            let schema = api::schema::Struct::find(kind.schema)
+                .ok_or_else(|| Failure::internal(kind.schema))?;
+            api::patch::strategic(schema, old, &body()?)
+                .map_err(|e| Failure::bad_request(e.to_string()))
         }
-        _ => Err(Failure::unsupported_media_type(&[JSON, MERGE, STRATEGIC, APPLY])),
+        _ => Err(Failure::unsupported_media_type(&[
+            JSON, MERGE, STRATEGIC, APPLY,
+        ])),
     }
 }
 
@@ -115,7 +126,10 @@ async fn apply(api: &Api, request: &Request, part: Part, options: &WriteOptions)
         let updated = update_object(api, &update, |old| {
             let mut new = managed::applied(kind, old, &wanted, &update.manager)?;
             match wanted["metadata"]["resourceVersion"].as_str() {
-                Some(_) => new["metadata"]["resourceVersion"] = wanted["metadata"]["resourceVersion"].clone(),
+                Some(_) => {
+                    new["metadata"]["resourceVersion"] =
+                        wanted["metadata"]["resourceVersion"].clone()
+                }
                 None => unpin(&mut new, old),
             }
             (kind.default)(&mut new);
@@ -125,7 +139,16 @@ async fn apply(api: &Api, request: &Request, part: Part, options: &WriteOptions)
             Ok(written) => (StatusCode::OK, written),
             Err(missing) if missing.code == StatusCode::NOT_FOUND && part == Part::Whole => {
                 let object = managed::applied(kind, &Value::Null, &wanted, &update.manager)?;
-                match create_object(api, &request.resource, object, &request.user, options, &manager).await {
+                match create_object(
+                    api,
+                    &request.resource,
+                    object,
+                    &request.user,
+                    options,
+                    &manager,
+                )
+                .await
+                {
                     Ok(written) => (StatusCode::CREATED, written),
                     // Somebody else was faster; their object is to be changed then.
                     Err(failure) if failure.reason == "AlreadyExists" => continue,

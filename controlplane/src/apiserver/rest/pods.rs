@@ -17,10 +17,12 @@ use super::{Part, Request, Update, success, update_object};
 /// Assigns a pod to the node that a `Binding` names. A pod is bound once.
 pub async fn bind(api: &Api, request: &Request) -> Result<Reply> {
     let options = WriteOptions::parse(&request.query, &request.headers)?;
-    let binding = negotiate::decode(&request.headers, &request.body)?;
+    let binding = negotiate::decode_as("core/v1.Binding", &request.headers, &request.body)?;
     let node = binding["target"]["name"].as_str().unwrap_or_default();
     if node.is_empty() {
-        return Err(Failure::bad_request("Binding is invalid: target.name: Required value"));
+        return Err(Failure::bad_request(
+            "Binding is invalid: target.name: Required value",
+        ));
     }
     let target = &request.target;
     let wanted_uid = api::object::uid(&binding);
@@ -41,10 +43,16 @@ pub async fn bind(api: &Api, request: &Request) -> Result<Reply> {
             )));
         }
         if api::object::is_terminating(pod) {
-            return Err(conflict(&format!("pod {} is being deleted, cannot be assigned to a host", target.name)));
+            return Err(conflict(&format!(
+                "pod {} is being deleted, cannot be assigned to a host",
+                target.name
+            )));
         }
         if let Some(bound) = pod["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
-            return Err(conflict(&format!("pod {} is already assigned to node {bound:?}", target.name)));
+            return Err(conflict(&format!(
+                "pod {} is already assigned to node {bound:?}",
+                target.name
+            )));
         }
         Ok(bound(pod, &binding, node))
     })
@@ -86,11 +94,18 @@ fn bound(pod: &Value, binding: &Value, node: &str) -> Value {
 
 /// Deletes a pod as its `Eviction` says. There are no disruption budgets yet that could object.
 pub async fn evict(api: &Api, request: &Request) -> Result<Reply> {
-    let eviction = negotiate::decode(&request.headers, &request.body)?;
+    let eviction = negotiate::decode_as("policy/v1.Eviction", &request.headers, &request.body)?;
     let mut options = DeleteOptions::from(&eviction["deleteOptions"], &Query::default())?;
     options.dry_run |= WriteOptions::parse(&request.query, &request.headers)?.dry_run;
     let target = &request.target;
-    delete_object(api, &request.resource, &target.namespace, &target.name, &options).await?;
+    delete_object(
+        api,
+        &request.resource,
+        &target.namespace,
+        &target.name,
+        &options,
+    )
+    .await?;
     Ok(super::reply::json(
         StatusCode::CREATED,
         &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),

@@ -27,9 +27,16 @@ impl Api {
     ///
     /// # Errors
     /// 404 when there is none.
-    pub async fn read(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Arc<Object>> {
+    pub async fn read(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Object>> {
         self.cache.catch_up().await?;
-        resource.get(namespace, name).ok_or_else(|| Failure::not_found(resource.kind, name))
+        resource
+            .get(namespace, name)
+            .ok_or_else(|| Failure::not_found(resource.kind, name))
     }
 }
 
@@ -48,13 +55,24 @@ pub async fn get(api: &Api, request: &Request) -> Result<Reply> {
         }
     };
     let object = object.ok_or_else(|| Failure::not_found(request.kind(), &target.name))?;
-    one(request, StatusCode::OK, object.json.clone(), object.revision)
+    one(
+        request,
+        StatusCode::OK,
+        object.json.clone(),
+        object.revision,
+    )
 }
 
 /// One object in the form that the client wants.
 pub fn one(request: &Request, code: StatusCode, json: Bytes, revision: Revision) -> Result<Reply> {
     let form = negotiate::form(&request.headers, &request.query)?;
-    let object = |json| Arc::new(Object { revision, json, index: Arc::new(Index::default()) });
+    let object = |json| {
+        Arc::new(Object {
+            revision,
+            json,
+            index: Arc::new(Index::default()),
+        })
+    };
     Ok(match form {
         Form::Whole => reply::json_bytes(code, json),
         Form::Metadata => reply::json(code, &table::partial_metadata(object(json).value())),
@@ -91,7 +109,11 @@ pub fn filter(request: &Request) -> Result<Filter> {
         .transpose()?;
     if let Some(fields) = &fields {
         let known = (request.kind().selectable_fields)(&json!({}));
-        if let Some(term) = fields.terms().iter().find(|t| !known.iter().any(|(name, _)| *name == t.field)) {
+        if let Some(term) = fields
+            .terms()
+            .iter()
+            .find(|t| !known.iter().any(|(name, _)| *name == t.field))
+        {
             return Err(Failure::bad_request(format!(
                 "Unable to find {:?} that match label selector {:?}, field selector {:?}: field label not supported: {}",
                 format!("{}, Resource={}", gv(request), request.kind().plural),
@@ -102,7 +124,11 @@ pub fn filter(request: &Request) -> Result<Filter> {
         }
     }
     let labels = labels.filter(|s| !s.is_empty());
-    Ok(Filter { namespace: request.target.namespace.clone(), labels, fields: fields.filter(|s| !s.is_empty()) })
+    Ok(Filter {
+        namespace: request.target.namespace.clone(),
+        labels,
+        fields: fields.filter(|s| !s.is_empty()),
+    })
 }
 
 fn gv(request: &Request) -> String {
@@ -134,9 +160,25 @@ pub async fn list(api: &Api, request: &Request) -> Result<Reply> {
     };
     let found = if let Some(token) = query.get("continue") {
         let token = Token::parse(token, &request.resource)?;
-        page(api, request, &filter, limit, Revision(token.revision), Some(token.after)).await?
+        page(
+            api,
+            request,
+            &filter,
+            limit,
+            Revision(token.revision),
+            Some(token.after),
+        )
+        .await?
     } else if exact {
-        page(api, request, &filter, limit, wanted.unwrap_or_default(), None).await?
+        page(
+            api,
+            request,
+            &filter,
+            limit,
+            wanted.unwrap_or_default(),
+            None,
+        )
+        .await?
     } else {
         match wanted {
             Some(wanted) => api.cache.wait_for(wanted).await?,
@@ -151,16 +193,32 @@ pub async fn list(api: &Api, request: &Request) -> Result<Reply> {
 fn newest(request: &Request, filter: &Filter, limit: usize, applied: Revision) -> Found {
     let (mut objects, revision) = request.resource.list(filter, applied);
     if limit == 0 || objects.len() <= limit {
-        return Found { objects, revision, next: None, remaining: 0 };
+        return Found {
+            objects,
+            revision,
+            next: None,
+            remaining: 0,
+        };
     }
     let remaining = objects.len() - limit;
     objects.truncate(limit);
     let next = objects.last().map(|last| {
         let value = last.value();
-        let key = request.resource.key(&last.index.namespace, api::object::name(&value));
-        Token { revision: revision.0, after: key }.encode()
+        let key = request
+            .resource
+            .key(&last.index.namespace, api::object::name(&value));
+        Token {
+            revision: revision.0,
+            after: key,
+        }
+        .encode()
     });
-    Found { objects, revision, next, remaining: if filter.selects() { 0 } else { remaining } }
+    Found {
+        objects,
+        revision,
+        next,
+        remaining: if filter.selects() { 0 } else { remaining },
+    }
 }
 
 /// A list from the store, as of `at`.
@@ -179,11 +237,20 @@ async fn page(
     let mut objects: Vec<Arc<Object>> = Vec::new();
     let mut remaining;
     loop {
-        let options = ListOptions { after: after.take(), limit, at: Some(at) };
-        let listing = api.cache.store().list(&prefix, options).await.map_err(|e| match e {
-            Error::Compacted { .. } if continued => Failure::continue_expired(),
-            other => other.into(),
-        })?;
+        let options = ListOptions {
+            after: after.take(),
+            limit,
+            at: Some(at),
+        };
+        let listing = api
+            .cache
+            .store()
+            .list(&prefix, options)
+            .await
+            .map_err(|e| match e {
+                Error::Compacted { .. } if continued => Failure::continue_expired(),
+                other => other.into(),
+            })?;
         remaining = listing.remaining;
         for record in &listing.records {
             let mut json = Vec::with_capacity(record.value.len() + 40);
@@ -194,13 +261,33 @@ async fn page(
                 objects.push(Arc::new(object));
             }
             if limit > 0 && objects.len() == limit {
-                let more = remaining > 0 || listing.records.last().is_some_and(|last| last.key != record.key);
-                let next = more.then(|| Token { revision: at.0, after: record.key.to_string() }.encode());
-                return Ok(Found { objects, revision: at, next, remaining: if filter.selects() { 0 } else { remaining } });
+                let more = remaining > 0
+                    || listing
+                        .records
+                        .last()
+                        .is_some_and(|last| last.key != record.key);
+                let next = more.then(|| {
+                    Token {
+                        revision: at.0,
+                        after: record.key.to_string(),
+                    }
+                    .encode()
+                });
+                return Ok(Found {
+                    objects,
+                    revision: at,
+                    next,
+                    remaining: if filter.selects() { 0 } else { remaining },
+                });
             }
         }
         if remaining == 0 || listing.records.is_empty() {
-            return Ok(Found { objects, revision: at, next: None, remaining: 0 });
+            return Ok(Found {
+                objects,
+                revision: at,
+                next: None,
+                remaining: 0,
+            });
         }
     }
 }
@@ -236,7 +323,11 @@ fn reply(request: &Request, found: &Found) -> Result<Reply> {
             reply::json_bytes(StatusCode::OK, text)
         }
         Form::Metadata => {
-            let items: Vec<Value> = found.objects.iter().map(|o| table::partial_metadata(o.value())).collect();
+            let items: Vec<Value> = found
+                .objects
+                .iter()
+                .map(|o| table::partial_metadata(o.value()))
+                .collect();
             let list = json!({
                 "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items,
             });
@@ -268,6 +359,10 @@ impl Token {
         let invalid = || Failure::bad_request("continue key is not valid: invalid continue token");
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| invalid())?;
         let token: Self = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
-        if token.after.starts_with(resource.prefix()) { Ok(token) } else { Err(invalid()) }
+        if token.after.starts_with(resource.prefix()) {
+            Ok(token)
+        } else {
+            Err(invalid())
+        }
     }
 }

@@ -13,7 +13,9 @@ use super::{Part, Request, Update, WriteOptions, patch, update_object};
 
 pub async fn get(api: &Api, request: &Request) -> Result<Reply> {
     let target = &request.target;
-    let object = api.read(&request.resource, &target.namespace, &target.name).await?;
+    let object = api
+        .read(&request.resource, &target.namespace, &target.name)
+        .await?;
     Ok(reply::json(StatusCode::OK, &scale_of(&object.value())))
 }
 
@@ -33,7 +35,7 @@ pub async fn put(api: &Api, request: &Request) -> Result<Reply> {
         let scale = if target.verb == "patch" {
             patch::plain(request, &scale_of(old))?
         } else {
-            negotiate::decode(&request.headers, &request.body)?
+            negotiate::decode_as("autoscaling/v1.Scale", &request.headers, &request.body)?
         };
         let mut new = old.clone();
         new["metadata"]["resourceVersion"] = scale["metadata"]["resourceVersion"].clone();

@@ -17,10 +17,19 @@ const DEFAULT_SECONDS: i64 = 3600;
 const MAX_SECONDS: i64 = 1 << 32;
 
 pub async fn create_token(api: &Api, request: &Request) -> Result<Reply> {
-    let mut wanted = negotiate::decode(&request.headers, &request.body)?;
+    let mut wanted = negotiate::decode_as(
+        "authentication/v1.TokenRequest",
+        &request.headers,
+        &request.body,
+    )?;
     let target = &request.target;
-    let account = api.read(&request.resource, &target.namespace, &target.name).await?.value();
-    let seconds = wanted["spec"]["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
+    let account = api
+        .read(&request.resource, &target.namespace, &target.name)
+        .await?
+        .value();
+    let seconds = wanted["spec"]["expirationSeconds"]
+        .as_i64()
+        .unwrap_or(DEFAULT_SECONDS);
     let limit = |detail: &str| {
         let error = FieldError::invalid("spec.expirationSeconds", seconds, detail);
         let mut failure = Failure::invalid(request.kind(), "", std::slice::from_ref(&error));
@@ -35,7 +44,10 @@ pub async fn create_token(api: &Api, request: &Request) -> Result<Reply> {
     }
     let mut token = tokens::Request {
         namespace: &target.namespace,
-        account: Reference { name: target.name.clone(), uid: api::object::uid(&account).into() },
+        account: Reference {
+            name: target.name.clone(),
+            uid: api::object::uid(&account).into(),
+        },
         pod: None,
         secret: None,
         node: None,
@@ -47,10 +59,13 @@ pub async fn create_token(api: &Api, request: &Request) -> Result<Reply> {
     };
     bind(api, &wanted, &mut token)?;
     let (text, audiences) = api.tokens.issue(token).map_err(Failure::internal)?;
-    let expires = Timestamp::now().saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX);
+    let expires = Timestamp::now()
+        .saturating_add(SignedDuration::from_secs(seconds))
+        .unwrap_or(Timestamp::MAX);
     wanted["kind"] = "TokenRequest".into();
     wanted["apiVersion"] = "authentication.k8s.io/v1".into();
-    wanted["metadata"] = json!({"name": target.name, "namespace": target.namespace, "creationTimestamp": null});
+    wanted["metadata"] =
+        json!({"name": target.name, "namespace": target.namespace, "creationTimestamp": null});
     wanted["spec"]["audiences"] = json!(audiences);
     wanted["spec"]["expirationSeconds"] = seconds.into();
     wanted["status"] = json!({"token": text, "expirationTimestamp": api::time::seconds(expires)});
@@ -59,13 +74,22 @@ pub async fn create_token(api: &Api, request: &Request) -> Result<Reply> {
 
 /// Binds the token to the object that the request names, which must be there, and use this account.
 fn bind(api: &Api, wanted: &Value, token: &mut tokens::Request<'_>) -> Result<()> {
-    let Some((kind, mut reference)) = tokens::bound_object(wanted) else { return Ok(()) };
+    let Some((kind, mut reference)) = tokens::bound_object(wanted) else {
+        return Ok(());
+    };
     let plural = match kind {
         "Pod" => "pods",
         "Secret" => "secrets",
-        other => return Err(Failure::bad_request(format!("cannot bind token to object of type {other}"))),
+        other => {
+            return Err(Failure::bad_request(format!(
+                "cannot bind token to object of type {other}"
+            )));
+        }
     };
-    let resource = api.cache.resource("", "v1", plural).ok_or_else(Failure::no_such_path)?;
+    let resource = api
+        .cache
+        .resource("", "v1", plural)
+        .ok_or_else(Failure::no_such_path)?;
     let object = resource
         .get(token.namespace, &reference.name)
         .ok_or_else(|| Failure::not_found(resource.kind, &reference.name))?
@@ -74,7 +98,10 @@ fn bind(api: &Api, wanted: &Value, token: &mut tokens::Request<'_>) -> Result<()
     if reference.uid.is_empty() {
         uid.clone_into(&mut reference.uid);
     } else if reference.uid != uid {
-        let why = format!("the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated", reference.uid);
+        let why = format!(
+            "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
+            reference.uid
+        );
         return Err(Failure::conflict(resource.kind, &reference.name, &why));
     }
     if kind == "Secret" {
@@ -94,6 +121,13 @@ fn bind(api: &Api, wanted: &Value, token: &mut tokens::Request<'_>) -> Result<()
 
 fn node_of(api: &Api, pod: &Value) -> Option<Reference> {
     let name = api::object::text(pod, "/spec/nodeName");
-    let node = api.cache.resource("", "v1", "nodes")?.get("", name)?.value();
-    Some(Reference { name: name.to_owned(), uid: api::object::uid(&node).to_owned() })
+    let node = api
+        .cache
+        .resource("", "v1", "nodes")?
+        .get("", name)?
+        .value();
+    Some(Reference {
+        name: name.to_owned(),
+        uid: api::object::uid(&node).to_owned(),
+    })
 }

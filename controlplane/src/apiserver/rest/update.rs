@@ -11,7 +11,9 @@ use super::super::managed::{self, Manager};
 use super::super::object::{finalizers, metadata};
 use super::super::reply::{self, Reply};
 use super::write::{Written, remove, replace};
-use super::{Request, WriteOptions, check_unknown, create::set_namespace, decode_object, object_reply};
+use super::{
+    Request, WriteOptions, check_unknown, create::set_namespace, decode_object, object_reply,
+};
 
 /// Which part of an object a request may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +41,13 @@ pub async fn put(api: &Api, request: &Request, part: Part) -> Result<Reply> {
     let options = WriteOptions::parse(&request.query, &request.headers)?;
     let (mut object, unknown) = decode_object(request)?;
     let warnings = check_unknown(request.kind(), unknown, &options)?;
-    set_namespace(&mut object, request).or_else(|e| if request.kind().namespaced { Err(e) } else { Ok(()) })?;
+    set_namespace(&mut object, request).or_else(|e| {
+        if request.kind().namespaced {
+            Err(e)
+        } else {
+            Ok(())
+        }
+    })?;
     let name = request.target.name.as_str();
     match api::object::name(&object) {
         "" => drop(metadata(&mut object).insert("name".into(), name.into())),
@@ -77,10 +85,14 @@ pub async fn update_object(
 ) -> Result<Written> {
     let kind = update.resource.kind;
     loop {
-        let current = api.read(update.resource, update.namespace, update.name).await?;
+        let current = api
+            .read(update.resource, update.namespace, update.name)
+            .await?;
         let old = current.value();
         let mut new = change(&old)?;
-        let given = new["metadata"]["resourceVersion"].as_str().filter(|v| !v.is_empty() && *v != "0");
+        let given = new["metadata"]["resourceVersion"]
+            .as_str()
+            .filter(|v| !v.is_empty() && *v != "0");
         let pinned = given.is_some();
         if given.is_some_and(|version| version != current.revision.to_string()) {
             return Err(Failure::modified(kind, update.name));
@@ -91,7 +103,10 @@ pub async fn update_object(
         validate(update, &new, &old)?;
         managed::updated(kind, &mut new, &old, &update.manager)?;
         if same(&new, &old) {
-            return Ok(Written { json: current.json.clone(), revision: current.revision });
+            return Ok(Written {
+                json: current.json.clone(),
+                revision: current.revision,
+            });
         }
         let dry_run = update.options.dry_run;
         let written = if is_finished(&new, &old) {
@@ -117,20 +132,30 @@ fn keep_system_metadata(kind: &super::Kind, new: &mut Value, old: &Value) -> Res
     let (old_uid, name) = (api::object::uid(old), api::object::name(old));
     let given = api::object::uid(new).to_owned();
     if !given.is_empty() && given != old_uid {
-        let why = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {old_uid}");
+        let why = format!(
+            "Precondition failed: UID in precondition: {given}, UID in object meta: {old_uid}"
+        );
         return Err(Failure::conflict(kind, name, &why));
     }
     let metadata = metadata(new);
-    for field in
-        ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName"]
-    {
+    for field in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "generateName",
+    ] {
         match &old["metadata"][field] {
             Value::Null => drop(metadata.shift_remove(field)),
             value => drop(metadata.insert(field.into(), value.clone())),
         }
     }
     metadata.shift_remove("selfLink");
-    metadata.insert("resourceVersion".into(), old["metadata"]["resourceVersion"].clone());
+    metadata.insert(
+        "resourceVersion".into(),
+        old["metadata"]["resourceVersion"].clone(),
+    );
     Ok(())
 }
 
@@ -141,7 +166,11 @@ fn prepare(update: &Update<'_>, new: &mut Value, old: &Value) -> Result<()> {
         Part::Finalize => {
             let finalizers = new["spec"]["finalizers"].take();
             *new = old.clone();
-            new["spec"]["finalizers"] = if finalizers.is_null() { Value::Array(Vec::new()) } else { finalizers };
+            new["spec"]["finalizers"] = if finalizers.is_null() {
+                Value::Array(Vec::new())
+            } else {
+                finalizers
+            };
         }
         Part::Internal => {}
     }
@@ -159,13 +188,25 @@ fn validate(update: &Update<'_>, new: &Value, old: &Value) -> Result<()> {
     }
     if api::object::is_terminating(old) {
         let before = finalizers(old);
-        let added = finalizers(new).into_iter().filter(|f| !before.contains(f)).collect::<Vec<_>>();
+        let added = finalizers(new)
+            .into_iter()
+            .filter(|f| !before.contains(f))
+            .collect::<Vec<_>>();
         if !added.is_empty() {
-            let detail = format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{added:?}}}");
-            errors.push(api::field::FieldError::forbidden("metadata.finalizers", detail));
+            let detail = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{added:?}}}"
+            );
+            errors.push(api::field::FieldError::forbidden(
+                "metadata.finalizers",
+                detail,
+            ));
         }
     }
-    if errors.is_empty() { Ok(()) } else { Err(Failure::invalid(kind, update.name, &errors)) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::invalid(kind, update.name, &errors))
+    }
 }
 
 /// Whether a write would change nothing.
@@ -175,10 +216,17 @@ fn same(new: &Value, old: &Value) -> bool {
 
 /// Whether the object waited only for the finalizers that this write removes.
 fn is_finished(new: &Value, old: &Value) -> bool {
-    let waits = |object: &Value| !object["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+    let waits = |object: &Value| {
+        !object["spec"]["finalizers"]
+            .as_array()
+            .is_none_or(Vec::is_empty)
+    };
     let namespace = new["kind"] == "Namespace" && new["apiVersion"] == "v1";
     api::object::is_terminating(old)
         && finalizers(new).is_empty()
         && !(namespace && waits(new))
-        && old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && old["metadata"]["deletionGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(0)
+            == 0
 }

@@ -54,7 +54,9 @@ pub async fn watch(api: &Arc<Api>, request: &Request) -> Result<Reply> {
         stop: api.stop.clone(),
     };
     watcher.begin_with(initial, bookmarks && send_initial(request)? == Some(true));
-    let lines = stream::unfold(watcher, |mut watcher| async move { watcher.next().await.map(|line| (line, watcher)) });
+    let lines = stream::unfold(watcher, |mut watcher| async move {
+        watcher.next().await.map(|line| (line, watcher))
+    });
     Ok(reply::stream("application/json", lines))
 }
 
@@ -68,7 +70,9 @@ fn ended(failure: &Failure) -> Reply {
 /// The `sendInitialEvents` parameter, which needs `resourceVersionMatch=NotOlderThan`.
 fn send_initial(request: &Request) -> Result<Option<bool>> {
     let query = &request.query;
-    let value = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
+    let value = query
+        .get("sendInitialEvents")
+        .map(|_| query.flag("sendInitialEvents"));
     let matching = query.get("resourceVersionMatch");
     let errors = match (value, matching) {
         (Some(_), Some("NotOlderThan")) | (None, None) => Vec::new(),
@@ -77,7 +81,11 @@ fn send_initial(request: &Request) -> Result<Option<bool>> {
             "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
         )],
         (Some(_), Some(other)) => {
-            vec![FieldError::not_supported("resourceVersionMatch", other, &["NotOlderThan"])]
+            vec![FieldError::not_supported(
+                "resourceVersionMatch",
+                other,
+                &["NotOlderThan"],
+            )]
         }
         (None, Some(_)) => vec![FieldError::forbidden(
             "resourceVersionMatch",
@@ -92,7 +100,10 @@ fn send_initial(request: &Request) -> Result<Option<bool>> {
         return Ok(value);
     }
     let mut failure = Failure::invalid(request.kind(), "", &errors);
-    failure.message = format!("ListOptions.meta.k8s.io \"\" is invalid: {}", api::field::aggregate(&errors));
+    failure.message = format!(
+        "ListOptions.meta.k8s.io \"\" is invalid: {}",
+        api::field::aggregate(&errors)
+    );
     failure.details["kind"] = "ListOptions".into();
     failure.details["group"] = "meta.k8s.io".into();
     Err(failure)
@@ -112,7 +123,8 @@ async fn begin(api: &Api, request: &Request) -> Result<(Subscription, Vec<Arc<Ob
     let from_now = from.is_none_or(|r| r.0 == 0);
     match send_initial {
         Some(true) | None if from_now || send_initial == Some(true) => {
-            let (objects, revision, subscription) = resource.list_and_watch(filter, api.cache.applied());
+            let (objects, revision, subscription) =
+                resource.list_and_watch(filter, api.cache.applied());
             Ok((subscription, objects, revision))
         }
         _ if from_now => {
@@ -121,7 +133,9 @@ async fn begin(api: &Api, request: &Request) -> Result<(Subscription, Vec<Arc<Ob
         }
         _ => {
             let from = from.unwrap_or_default();
-            let subscription = resource.watch(from, filter).map_err(|oldest| Failure::expired(from, oldest))?;
+            let subscription = resource
+                .watch(from, filter)
+                .map_err(|oldest| Failure::expired(from, oldest))?;
             Ok((subscription, Vec::new(), from))
         }
     }
@@ -160,7 +174,9 @@ impl Watcher {
         if let Some(line) = self.ready.pop_front() {
             return Some(line);
         }
-        let bookmark_at = self.bookmark_at.unwrap_or(self.deadline + BOOKMARK_INTERVAL);
+        let bookmark_at = self
+            .bookmark_at
+            .unwrap_or(self.deadline + BOOKMARK_INTERVAL);
         tokio::select! {
             biased;
             seen = self.subscription.next() => Some(self.event(&seen?)),
@@ -197,7 +213,12 @@ impl Watcher {
             Form::Metadata => table::partial_metadata(object.value()),
             Form::Table(rows) => {
                 let headings = std::mem::take(&mut self.headings);
-                let mut table = table::table(self.resource.kind, std::slice::from_ref(object), rows, headings);
+                let mut table = table::table(
+                    self.resource.kind,
+                    std::slice::from_ref(object),
+                    rows,
+                    headings,
+                );
                 table["metadata"]["resourceVersion"] = object.revision.to_string().into();
                 table
             }
@@ -208,13 +229,18 @@ impl Watcher {
     /// Tells the client how far it is, and whether it has now seen all that was there when it began.
     fn bookmark(&self, end_of_initial: bool) -> Bytes {
         let kind = self.resource.kind;
-        let mut metadata = json!({"resourceVersion": self.revision.to_string(), "creationTimestamp": null});
+        let mut metadata =
+            json!({"resourceVersion": self.revision.to_string(), "creationTimestamp": null});
         if end_of_initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let object = match self.form {
-            Form::Whole => json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata}),
-            Form::Metadata => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}),
+            Form::Whole => {
+                json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata})
+            }
+            Form::Metadata => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+            }
             Form::Table(_) => json!({
                 "kind": "Table", "apiVersion": "meta.k8s.io/v1", "columnDefinitions": [],
                 "metadata": {"resourceVersion": self.revision.to_string()},

@@ -19,14 +19,20 @@ impl Written {
     fn new(stored: &[u8], revision: Revision) -> Self {
         let mut json = Vec::with_capacity(stored.len() + 40);
         write_with_revision(&mut json, stored, revision);
-        Self { json: json.into(), revision }
+        Self {
+            json: json.into(),
+            revision,
+        }
     }
 
     /// What a dry run answers: the object as it would be, at the revision that it has.
     fn dry(stored: &[u8], revision: Option<Revision>) -> Self {
         match revision {
             Some(revision) => Self::new(stored, revision),
-            None => Self { json: Bytes::copy_from_slice(stored), revision: Revision::default() },
+            None => Self {
+                json: Bytes::copy_from_slice(stored),
+                revision: Revision::default(),
+            },
         }
     }
 }
@@ -37,7 +43,12 @@ fn key(resource: &Resource, object: &Value) -> String {
 
 /// # Errors
 /// 409 when the name is taken.
-pub async fn insert(api: &Api, resource: &Resource, object: &Value, dry_run: bool) -> Result<Written> {
+pub async fn insert(
+    api: &Api,
+    resource: &Resource,
+    object: &Value,
+    dry_run: bool,
+) -> Result<Written> {
     let (stored, key) = (stored(object), key(resource, object));
     let exists = || Failure::already_exists(resource.kind, api::object::name(object));
     if dry_run {
@@ -65,7 +76,12 @@ pub async fn replace(
     if dry_run {
         return Ok(Some(Written::dry(&stored, Some(expected))));
     }
-    match api.cache.store().update(&key(resource, object), stored.clone(), expected).await {
+    match api
+        .cache
+        .store()
+        .update(&key(resource, object), stored.clone(), expected)
+        .await
+    {
         Ok(revision) => Ok(Some(Written::new(&stored, revision))),
         Err(Error::Conflict { .. }) => Ok(None),
         Err(other) => Err(other.into()),
@@ -84,7 +100,12 @@ pub async fn remove(
     if dry_run {
         return Ok(Some(Written::dry(&stored, Some(expected))));
     }
-    match api.cache.store().delete(&key(resource, object), stored.clone(), expected).await {
+    match api
+        .cache
+        .store()
+        .delete(&key(resource, object), stored.clone(), expected)
+        .await
+    {
         Ok(revision) => {
             api.deleted(resource, object);
             Ok(Some(Written::new(&stored, revision)))

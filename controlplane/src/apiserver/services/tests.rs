@@ -8,7 +8,10 @@ fn kind() -> &'static Kind {
 }
 
 fn services(cidrs: &[&str]) -> Services {
-    Services::new(cidrs.iter().map(|c| c.parse().unwrap()).collect(), 30000..=30003)
+    Services::new(
+        cidrs.iter().map(|c| c.parse().unwrap()).collect(),
+        30000..=30003,
+    )
 }
 
 fn service(name: &str, spec: Value) -> Value {
@@ -26,7 +29,11 @@ fn each_service_gets_an_address_of_its_own_until_none_is_left() {
     let mut seen = std::collections::HashSet::new();
     // Of eight addresses, the network, the API's own and the last are not given out.
     for count in 0..5 {
-        let object = allocated(&services, service(&format!("s{count}"), json!({"type": "ClusterIP"}))).unwrap();
+        let object = allocated(
+            &services,
+            service(&format!("s{count}"), json!({"type": "ClusterIP"})),
+        )
+        .unwrap();
         assert!(seen.insert(object["spec"]["clusterIP"].as_str().unwrap().to_owned()));
         assert_eq!(object["spec"]["ipFamilies"], json!(["IPv4"]));
     }
@@ -38,10 +45,18 @@ fn a_failed_write_gives_everything_back() {
     let services = services(&["10.0.0.0/24"]);
     let wanted = json!({"type": "NodePort", "clusterIP": "10.0.0.9", "clusterIPs": ["10.0.0.9"],
                         "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30001}]});
-    drop(services.allocate(kind(), &mut service("a", wanted.clone()), None).unwrap());
+    drop(
+        services
+            .allocate(kind(), &mut service("a", wanted.clone()), None)
+            .unwrap(),
+    );
     let b = allocated(&services, service("b", wanted.clone())).unwrap();
     let failure = allocated(&services, service("c", wanted.clone())).unwrap_err();
-    assert!(failure.message.contains("provided IP is already allocated"), "{}", failure.message);
+    assert!(
+        failure.message.contains("provided IP is already allocated"),
+        "{}",
+        failure.message
+    );
     services.release(&b);
     allocated(&services, service("c", wanted)).unwrap();
 }
@@ -54,14 +69,23 @@ fn an_update_keeps_what_the_client_leaves_out_and_frees_what_is_no_longer_wanted
     let node_port = old["spec"]["ports"][0]["nodePort"].clone();
     assert_eq!(node_port, old["spec"]["ports"][1]["nodePort"]);
 
-    let mut new = service("a", json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}));
-    services.allocate(kind(), &mut new, Some(&old)).unwrap().keep();
+    let mut new = service(
+        "a",
+        json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}),
+    );
+    services
+        .allocate(kind(), &mut new, Some(&old))
+        .unwrap()
+        .keep();
     assert_eq!(new["spec"]["clusterIP"], old["spec"]["clusterIP"]);
     assert_eq!(new["spec"]["ports"][0]["nodePort"], node_port);
 
     let mut plain = new.clone();
     plain["spec"]["type"] = "ClusterIP".into();
-    services.allocate(kind(), &mut plain, Some(&new)).unwrap().keep();
+    services
+        .allocate(kind(), &mut plain, Some(&new))
+        .unwrap()
+        .keep();
     assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
     let taken = json!({"type": "NodePort", "ports": [{"port": 1, "protocol": "TCP", "nodePort": node_port}]});
     allocated(&services, service("b", taken)).unwrap();
@@ -70,17 +94,34 @@ fn an_update_keeps_what_the_client_leaves_out_and_frees_what_is_no_longer_wanted
 #[test]
 fn dual_stack_takes_one_address_of_each_family() {
     let services = services(&["10.0.0.0/24", "fd00::/108"]);
-    let object = allocated(&services, service("a", json!({"type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack"}))).unwrap();
+    let object = allocated(
+        &services,
+        service(
+            "a",
+            json!({"type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack"}),
+        ),
+    )
+    .unwrap();
     assert_eq!(object["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
-    assert!(object["spec"]["clusterIPs"][1].as_str().unwrap().starts_with("fd00::"));
-    let six = allocated(&services, service("b", json!({"type": "ClusterIP", "ipFamilies": ["IPv6"]}))).unwrap();
+    assert!(
+        object["spec"]["clusterIPs"][1]
+            .as_str()
+            .unwrap()
+            .starts_with("fd00::")
+    );
+    let six = allocated(
+        &services,
+        service("b", json!({"type": "ClusterIP", "ipFamilies": ["IPv6"]})),
+    )
+    .unwrap();
     assert_eq!(six["spec"]["clusterIPs"].as_array().unwrap().len(), 1);
 }
 
 #[test]
 fn a_port_outside_the_range_is_refused_in_upstreams_words() {
     let services = services(&["10.0.0.0/24"]);
-    let spec = json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP", "nodePort": 80}]});
+    let spec =
+        json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP", "nodePort": 80}]});
     let failure = allocated(&services, service("a", spec)).unwrap_err();
     assert_eq!(
         failure.message,

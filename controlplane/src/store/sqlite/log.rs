@@ -32,8 +32,7 @@ const LIST: &str = "SELECT key, value, created, MAX(revision), deleted FROM log
 const COUNT: &str = "SELECT COUNT(*) FROM (SELECT deleted, MAX(revision) FROM log
     WHERE key >= ?1 AND key < ?2 AND key > ?3 AND revision <= ?4
     GROUP BY key HAVING deleted = 0)";
-const LATEST: &str =
-    "SELECT key, value, created, revision, deleted FROM log WHERE key = ?1 ORDER BY revision DESC LIMIT 1";
+const LATEST: &str = "SELECT key, value, created, revision, deleted FROM log WHERE key = ?1 ORDER BY revision DESC LIMIT 1";
 const SINCE: &str = "SELECT key, value, created, revision, deleted FROM log
     WHERE revision > ?1 AND key >= ?2 AND key < ?3 ORDER BY revision";
 const COMPACT: &str = "DELETE FROM log WHERE revision <= ?1 AND (deleted = 1 OR EXISTS (
@@ -55,10 +54,18 @@ impl Log {
             .write(true)
             .mode(0o600)
             .open(path)
-            .map_err(|source| OpenError::Create { path: path.into(), source })?;
+            .map_err(|source| OpenError::Create {
+                path: path.into(),
+                source,
+            })?;
         Self::open_file(path).map_err(|source| match source.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::Busy { path: path.into() },
-            _ => OpenError::Sqlite { path: path.into(), source },
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                OpenError::Busy { path: path.into() }
+            }
+            _ => OpenError::Sqlite {
+                path: path.into(),
+                source,
+            },
         })?
     }
 
@@ -76,14 +83,26 @@ impl Log {
         connection.set_prepared_statement_cache_capacity(16);
         let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if found != 0 && found != SCHEMA {
-            return Ok(Err(OpenError::Schema { path: path.into(), found, expected: SCHEMA }));
+            return Ok(Err(OpenError::Schema {
+                path: path.into(),
+                found,
+                expected: SCHEMA,
+            }));
         }
-        connection.execute_batch(&format!("BEGIN; {CREATE_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;"))?;
-        let oldest = revision(connection.query_row("SELECT revision FROM compacted", [], |row| row.get(0))?);
-        let last: Option<i64> = connection.query_row("SELECT MAX(revision) FROM log", [], |row| row.get(0))?;
+        connection.execute_batch(&format!(
+            "BEGIN; {CREATE_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;"
+        ))?;
+        let oldest =
+            revision(connection.query_row("SELECT revision FROM compacted", [], |row| row.get(0))?);
+        let last: Option<i64> =
+            connection.query_row("SELECT MAX(revision) FROM log", [], |row| row.get(0))?;
         // The row with the highest revision may be a deletion that was compacted away.
         let newest = revision(last.unwrap_or(0)).max(oldest);
-        Ok(Ok(Self { connection, newest, oldest }))
+        Ok(Ok(Self {
+            connection,
+            newest,
+            oldest,
+        }))
     }
 
     pub(super) fn newest(&self) -> Revision {
@@ -104,10 +123,17 @@ impl Log {
         self.check_readable(at)?;
         let keys = keys_under(prefix);
         let after = options.after.as_deref().unwrap_or("");
-        let limit = if options.limit == 0 { -1 } else { i64::try_from(options.limit).unwrap_or(-1) };
+        let limit = if options.limit == 0 {
+            -1
+        } else {
+            i64::try_from(options.limit).unwrap_or(-1)
+        };
         let read = |after: &str| -> rusqlite::Result<Vec<Record>> {
             let mut statement = self.connection.prepare_cached(LIST)?;
-            let rows = statement.query_map(params![keys.start, keys.end, after, at.0 as i64, limit], event)?;
+            let rows = statement.query_map(
+                params![keys.start, keys.end, after, at.0 as i64, limit],
+                event,
+            )?;
             rows.map(|row| row.map(record)).collect()
         };
         let records = read(after).map_err(|e| engine("list", &e))?;
@@ -116,12 +142,19 @@ impl Log {
                 .connection
                 .prepare_cached(COUNT)
                 .and_then(|mut count| {
-                    count.query_row(params![keys.start, keys.end, &*last.key, at.0 as i64], |row| row.get::<_, i64>(0))
+                    count.query_row(
+                        params![keys.start, keys.end, &*last.key, at.0 as i64],
+                        |row| row.get::<_, i64>(0),
+                    )
                 })
                 .map_err(|e| engine("count", &e))?,
             _ => 0,
         };
-        Ok(Listing { records, revision: at, remaining: usize::try_from(remaining).unwrap_or(0) })
+        Ok(Listing {
+            records,
+            revision: at,
+            remaining: usize::try_from(remaining).unwrap_or(0),
+        })
     }
 
     pub(super) fn since(&self, prefix: &str, after: Revision) -> Result<Vec<Event>> {
@@ -145,7 +178,8 @@ impl Log {
             transaction.execute(COMPACT, [to.0 as i64])?;
             transaction.execute("UPDATE compacted SET revision = ?1", [to.0 as i64])?;
             transaction.commit()?;
-            self.connection.execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
+            self.connection
+                .execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
         };
         run().map_err(|e| engine("compact", &e))?;
         self.oldest = to;
@@ -154,8 +188,14 @@ impl Log {
 
     /// Runs `body` in one transaction that is synced at its end. On an error nothing of it holds.
     pub(super) fn transaction(&mut self, body: impl FnOnce(&mut Transaction<'_>)) -> Result<()> {
-        let sql = self.connection.transaction().map_err(|e| engine("begin", &e))?;
-        let mut transaction = Transaction { sql, newest: self.newest };
+        let sql = self
+            .connection
+            .transaction()
+            .map_err(|e| engine("begin", &e))?;
+        let mut transaction = Transaction {
+            sql,
+            newest: self.newest,
+        };
         body(&mut transaction);
         let newest = transaction.newest;
         if newest == self.newest {
@@ -168,10 +208,16 @@ impl Log {
 
     fn check_readable(&self, at: Revision) -> Result<()> {
         if at < self.oldest {
-            return Err(Error::Compacted { requested: at, oldest: self.oldest });
+            return Err(Error::Compacted {
+                requested: at,
+                oldest: self.oldest,
+            });
         }
         if at > self.newest {
-            return Err(Error::Future { requested: at, newest: self.newest });
+            return Err(Error::Future {
+                requested: at,
+                newest: self.newest,
+            });
         }
         Ok(())
     }
@@ -190,11 +236,19 @@ impl Transaction<'_> {
         let revision = Revision(self.newest.0 + 1);
         let created = match (write.expects, &found) {
             (Expects::Absent, None) => revision,
-            (Expects::Absent, Some(_)) => return Err(Error::Exists { key: write.key.clone() }),
+            (Expects::Absent, Some(_)) => {
+                return Err(Error::Exists {
+                    key: write.key.clone(),
+                });
+            }
             (Expects::At(expected), Some(found)) if found.revision == expected => found.created,
             (Expects::At(expected), found) => {
                 let found = found.as_ref().map(|f| f.revision);
-                return Err(Error::Conflict { key: write.key.clone(), expected, found });
+                return Err(Error::Conflict {
+                    key: write.key.clone(),
+                    expected,
+                    found,
+                });
             }
         };
         self.sql
@@ -233,7 +287,12 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
 }
 
 fn record(event: Event) -> Record {
-    Record { key: event.key, value: event.value, created: event.created, modified: event.revision }
+    Record {
+        key: event.key,
+        value: event.value,
+        created: event.created,
+        modified: event.revision,
+    }
 }
 
 fn revision(column: i64) -> Revision {
@@ -243,6 +302,9 @@ fn revision(column: i64) -> Revision {
 fn engine(operation: &'static str, error: &rusqlite::Error) -> Error {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => Error::Full,
-        _ => Error::Engine { operation, cause: error.to_string() },
+        _ => Error::Engine {
+            operation,
+            cause: error.to_string(),
+        },
     }
 }
