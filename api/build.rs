@@ -133,7 +133,7 @@ fn type_source(package: &str, kind: &str) -> String {
         "int64" => "Type::Int64".into(),
         "bool" => "Type::Bool".into(),
         "bytes" => "Type::Bytes".into(),
-        "Quantity" | "Time" | "MicroTime" | "IntOrString" | "FieldsV1" | "Raw" | "Duration" => {
+        "Quantity" | "Time" | "MicroTime" | "IntOrString" | "FieldsV1" | "Raw" => {
             format!("Type::{kind}")
         }
         name if name.contains('/') => format!("Type::Struct(&{})", ident(name)),

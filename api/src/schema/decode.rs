@@ -176,7 +176,7 @@ impl Walk {
                 }
                 true
             }
-            (Type::String | Type::Duration | Type::IntOrString, Value::String(_))
+            (Type::String | Type::IntOrString, Value::String(_))
             | (Type::Bool, Value::Bool(_))
             | (Type::Raw | Type::FieldsV1, Value::Object(_)) => true,
             (Type::Int64, Value::Number(n)) => n.is_i64(),
@@ -272,7 +272,7 @@ fn push_dotted(text: &mut String, name: &str) {
 /// The value that Go writes for a type's zero.
 fn zero(ty: &'static Type) -> Value {
     match ty {
-        Type::String | Type::Duration => "".into(),
+        Type::String => "".into(),
         Type::Int32 | Type::Int64 | Type::IntOrString => 0.into(),
         Type::Bool => false.into(),
         Type::Quantity => "0".into(),
@@ -308,7 +308,7 @@ fn zero(ty: &'static Type) -> Value {
 /// What Go's `omitempty` leaves out: never a struct, and types that encode themselves are structs.
 fn is_empty(ty: &Type, value: &Value) -> bool {
     match ty {
-        Type::Struct(_) | Type::Quantity | Type::IntOrString | Type::Duration => false,
+        Type::Struct(_) | Type::Quantity | Type::IntOrString => false,
         _ => match value {
             Value::Null => true,
             Value::Bool(b) => !b,
@@ -348,7 +348,6 @@ fn go_type(ty: &Type) -> String {
         Type::Quantity => "resource.Quantity".into(),
         Type::Time => "v1.Time".into(),
         Type::MicroTime => "v1.MicroTime".into(),
-        Type::Duration => "v1.Duration".into(),
         Type::IntOrString => "intstr.IntOrString".into(),
         Type::FieldsV1 => "v1.FieldsV1".into(),
         Type::Raw => "runtime.RawExtension".into(),

@@ -76,7 +76,6 @@ pub enum Type {
     Time,
     /// RFC 3339 with microseconds
     MicroTime,
-    Duration,
     IntOrString,
     /// A set of field paths, `managedFields[].fieldsV1`.
     FieldsV1,

@@ -53,13 +53,8 @@ fn validate(object: &Value) -> Errors {
     let involved = text(object, "/involvedObject/namespace");
     let own = namespace(object);
     let at = Path::new("involvedObject").child("namespace");
-    if involved.is_empty() && own != "default" && own != "kube-system" {
-        errors.push(FieldError::invalid(
-            &at,
-            involved,
-            "does not match event.namespace",
-        ));
-    } else if !involved.is_empty() && own != involved {
+    let of_the_cluster = involved.is_empty() && matches!(own, "default" | "kube-system");
+    if involved != own && !of_the_cluster {
         errors.push(FieldError::invalid(
             &at,
             involved,

@@ -113,10 +113,6 @@ fn scalar(field: &'static Field, ty: &'static Type, data: Data<'_>) -> Result<Va
             .map_or(Ok(String::new()), Data::text)?
             .into(),
         Type::Time | Type::MicroTime => time(field, ty, data)?,
-        Type::Duration => {
-            let nanos = member(data, 1)?.map_or(Ok(0), Data::integer)?;
-            format!("{nanos}ns").into()
-        }
         Type::IntOrString => int_or_string(data)?,
         Type::FieldsV1 | Type::Raw => match member(data, 1)?.map_or(Ok(&[][..]), Data::bytes)? {
             [] => Value::Null,
