@@ -150,13 +150,7 @@ impl Runtime {
         }
         let cgroup = self.container_cgroup(record)?;
         cgroup.ensure()?;
-        if let Some(limits) = specification
-            .linux()
-            .as_ref()
-            .and_then(|linux| linux.resources().as_ref())
-        {
-            cgroup.apply(&oci_runtime::cgroup_resources(limits)?)?;
-        }
+        oci_runtime::apply_resources(&cgroup, &specification)?;
         let mut namespaces: Vec<(NamespaceKind, OwnedFd)> = Vec::new();
         if sandbox_namespaces_of(&sandbox.record.config).network() != NamespaceMode::Node {
             let pin = namespace::open(&self.netns_path(sandbox.id()))?;
