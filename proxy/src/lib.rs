@@ -1,1 +1,87 @@
-//! placeholder
+//! The service proxy: what the API says about Services becomes this node's nftables rules.
+//!
+//! ```text
+//! source (list, watch) -> service::Tracker -> resolve -> ruleset::Model -> difference -> one netlink transaction
+//! ```
+//!
+//! All stages but the first and the last are pure. The rules don't grow with the Services: each Service is a few
+//! elements in maps, and a change of one costs the same at any number of them. See `README.md`.
+
+pub mod config;
+mod conntrack;
+pub mod ruleset;
+pub mod service;
+mod source;
+mod sysctl;
+mod table;
+mod worker;
+
+pub use config::{Config, DetectLocal, NodePortAddresses, Progress};
+
+use crate::service::object::{EndpointSlice, Node, Service};
+use crate::source::follow;
+use crate::worker::Worker;
+use tokio_util::sync::CancellationToken;
+
+/// Why the proxy ended or could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused the table itself.
+    #[error(transparent)]
+    Kernel(#[from] worker::Error),
+    /// The rules could not be deleted.
+    #[error("delete the service rules: {0}")]
+    Cleanup(#[source] linux::nftables::BatchError),
+    /// The thread that makes the rules ended of itself.
+    #[error("the thread that makes the rules ended")]
+    WorkerEnded,
+}
+
+/// Runs the proxy in this network namespace until `shutdown`. The rules stay when it ends, unless
+/// [`Config::cleanup_on_exit`]; [`Config::progress`] tells when they stand first.
+///
+/// # Errors
+/// [`Error::Kernel`] if there is no netfilter or no permission. Refused Services and an API that is away are logged
+/// and tried again.
+pub async fn run(config: Config, client: kube::Client, shutdown: CancellationToken) -> Result<(), Error> {
+    let (updates, receiver) = std::sync::mpsc::channel();
+    let node_name = config.node_name.clone();
+    let (ended, worker_end) = tokio::sync::oneshot::channel();
+    // A thread of its own: it sleeps in the kernel while a transaction is made.
+    std::thread::Builder::new()
+        .name("service-rules".into())
+        .spawn(move || {
+            let result = Worker::new(config).and_then(|mut worker| {
+                let result = worker.run(&receiver);
+                worker.clean_up();
+                result
+            });
+            let _ = ended.send(result);
+        })
+        .map_err(|_| Error::WorkerEnded)?;
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(follow::<Node>(client.clone(), source::node(&node_name), updates.clone()));
+    tasks.spawn(follow::<Service>(client.clone(), source::services(), updates.clone()));
+    tasks.spawn(follow::<EndpointSlice>(client, source::slices(), updates));
+    let mut worker_end = std::pin::pin!(worker_end);
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        result = &mut worker_end => {
+            result.map_err(|_| Error::WorkerEnded)??;
+            return Err(Error::WorkerEnded);
+        }
+    }
+    // Without senders the worker ends.
+    tasks.shutdown().await;
+    Ok(worker_end.await.map_err(|_| Error::WorkerEnded)??)
+}
+
+/// Deletes the proxy's rules in this network namespace; none there is no error. For a node that no proxy serves any
+/// more: established connections go on, new ones to Services fail.
+///
+/// # Errors
+/// [`Error::Cleanup`].
+pub fn cleanup() -> Result<(), Error> {
+    let mut socket = linux::nftables::Socket::open().map_err(|error| Error::Cleanup(error.into()))?;
+    table::delete_tables(&mut socket).map_err(Error::Cleanup)
+}

@@ -120,6 +120,14 @@ pub struct ElementDump {
     pub comment: Option<String>,
 }
 
+impl ElementDump {
+    /// Whether the value is this verdict.
+    pub fn leads_to(&self, verdict: &super::Verdict) -> bool {
+        let attributes = Attributes(&self.value);
+        attributes.find_u32(1) == Some(verdict.code() as u32) && attributes.find_str(2) == verdict.chain()
+    }
+}
+
 impl Socket {
     /// The tables of this network namespace, of all families.
     ///

@@ -1,0 +1,114 @@
+//! What the proxy is told: by `orlop`'s flags, or by a KubeProxyConfiguration file.
+
+use ipnet::IpNet;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How the node's own pods are told from other sources, whose traffic to a Service is masqueraded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// By their addresses: `ClusterCIDR`, or `NodeCIDR`.
+    Networks(Vec<IpNet>),
+    /// By the interface that their packets come in by: `BridgeInterface`, or `InterfaceNamePrefix` if it ends in `*`.
+    Interface(String),
+    /// Not at all: traffic to a ClusterIP is never masqueraded, unless `masquerade_all`.
+    Unknown,
+}
+
+/// On which of the node's addresses NodePorts answer. Never on loopback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// On all.
+    All,
+    /// On the Node's primary address of each family.
+    Primary,
+    /// On those in these networks.
+    Networks(Vec<IpNet>),
+}
+
+/// The proxy's configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Which Node this is.
+    pub node_name: String,
+    /// How the node's own pods are told from others.
+    pub detect_local: DetectLocal,
+    /// Masquerade all traffic to ClusterIPs.
+    pub masquerade_all: bool,
+    /// The bit of the packet mark that asks for masquerading, 0 to 31; upstream's is 14.
+    pub masquerade_bit: u8,
+    /// Where NodePorts answer.
+    pub node_port_addresses: NodePortAddresses,
+    /// Changes that come sooner after a transaction than this wait, and are applied together. Zero: apply at once, and
+    /// join only what came in during a transaction.
+    pub min_sync_period: Duration,
+    /// The bridge that joins the node's pods. Bridged packets have to pass the node's IP layer, or a Service's answer
+    /// goes past it from pod to pod: `net.bridge.bridge-nf-call-iptables` is set; on a kernel without `br_netfilter`
+    /// what a Service sends from the bridge back into it is masqueraded instead.
+    pub bridge: Option<String>,
+    /// Delete the rules when the proxy stops. Else they stay, as kube-proxy's do, and serve until the next start.
+    pub cleanup_on_exit: bool,
+    /// Where `/healthz` and `/livez` answer.
+    pub healthz_address: Option<SocketAddr>,
+    /// Where `/metrics` answers.
+    pub metrics_address: Option<SocketAddr>,
+    progress: watch::Sender<Progress>,
+}
+
+/// What the proxy has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Transactions since the start; the first one makes the rules what the API says.
+    pub transactions: u64,
+    /// Elements that changed in the last one.
+    pub last_changes: usize,
+    /// From the first event that it holds to the kernel's answer.
+    pub last_duration: Duration,
+    /// Services that are programmed.
+    pub services: usize,
+    /// Services that the kernel refused.
+    pub failed_services: usize,
+}
+
+impl Progress {
+    /// Whether the rules have been made what the API says at least once.
+    pub fn synced(&self) -> bool {
+        self.transactions > 0
+    }
+}
+
+impl Config {
+    /// The defaults for a node: pods told by `pod_networks`, NodePorts on all addresses.
+    pub fn new(node_name: impl Into<String>, pod_networks: Vec<IpNet>) -> Config {
+        let detect_local =
+            if pod_networks.is_empty() { DetectLocal::Unknown } else { DetectLocal::Networks(pod_networks) };
+        Config {
+            node_name: node_name.into(),
+            detect_local,
+            masquerade_all: false,
+            masquerade_bit: 14,
+            node_port_addresses: NodePortAddresses::All,
+            min_sync_period: Duration::ZERO,
+            bridge: None,
+            cleanup_on_exit: false,
+            healthz_address: None,
+            metrics_address: None,
+            progress: watch::Sender::new(Progress::default()),
+        }
+    }
+
+    /// Follows what the proxy does; [`Progress::synced`] says when the rules stand.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    pub(crate) fn report(&self, progress: Progress) {
+        self.progress.send_replace(progress);
+    }
+
+    /// The mark that asks for masquerading.
+    pub fn masquerade_mark(&self) -> u32 {
+        1 << (self.masquerade_bit & 31)
+    }
+}

@@ -1,0 +1,460 @@
+//! What the table holds for each Service, and what has to change in it: one family, pure.
+//!
+//! ```text
+//! plan(service)  -> the Service's next state; takes numbers and frontends, changes nothing else
+//! replace        -> the difference in elements, and the state before
+//! settle / undo  -> after the kernel took the difference, or refused it
+//! ```
+
+use super::element::{Entry, Handle, Key, ListId, NUMBER_MASK, SetName, Value};
+use super::layout::Slots;
+use crate::service::{Frontend, Protocol, ResolvedService, ServiceName, ServicePort};
+use linux::nftables::Family;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// An entry, and whose it is (`namespace/name:port`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Labelled {
+    /// The entry.
+    pub entry: Entry,
+    /// Its owner, for the reader of `nft list`.
+    pub label: Arc<str>,
+}
+
+/// What has to change in the table: first all deletions, then all additions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// Elements that go.
+    pub delete: Vec<Labelled>,
+    /// Elements that come.
+    pub add: Vec<Labelled>,
+}
+
+impl Difference {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.delete.is_empty() && self.add.is_empty()
+    }
+}
+
+/// A list of endpoints as it is programmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct List {
+    number: u32,
+    affinity: Option<u32>,
+    slots: Slots,
+    /// With affinity: each endpoint's handle.
+    handles: BTreeMap<SocketAddr, Handle>,
+}
+
+impl List {
+    fn id(&self) -> ListId {
+        ListId::new(self.number, self.slots.class(), self.affinity.is_some())
+    }
+
+    fn entries(&self, mut add: impl FnMut(SetName, Key, Value)) {
+        let id = self.id();
+        if let Some(seconds) = self.affinity {
+            add(SetName::AffinityLists(seconds), Key::List(id), Value::None);
+        }
+        for (slot, address) in self.slots.filled() {
+            match self.handles.get(&address) {
+                Some(handle) => {
+                    add(SetName::AffinitySlots, Key::Slot(id, slot), Value::Handle(*handle));
+                    add(SetName::AffinityEndpoints, Key::Handle(*handle), Value::Endpoint(address));
+                }
+                None => add(SetName::Endpoints, Key::Slot(id, slot), Value::Endpoint(address)),
+            }
+        }
+    }
+}
+
+/// A Service's port as it is programmed. Its frontends are those that no other Service had before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct PortState {
+    port: ServicePort,
+    cluster: List,
+    local: Option<List>,
+}
+
+impl PortState {
+    fn entries(&self, out: &mut Vec<Labelled>) {
+        let port = &self.port;
+        let mut add = |set, key, value| {
+            out.push(Labelled { entry: Entry { set, key, value }, label: port.name.clone() });
+        };
+        add(SetName::ClusterAddresses, Key::Address(port.cluster_ip.address), Value::None);
+        for frontend in &port.restricted {
+            add(SetName::RestrictedServices, Key::Frontend(*frontend), Value::None);
+            for range in &port.source_ranges {
+                add(SetName::SourceRanges, Key::Source(*range, *frontend), Value::None);
+            }
+        }
+        if !port.any {
+            for frontend in std::iter::once(&port.cluster_ip).chain(&port.external) {
+                add(SetName::NoEndpointServices, Key::Frontend(*frontend), Value::None);
+            }
+            if let Some(node_port) = port.node_port {
+                add(SetName::NoEndpointNodePorts, Key::NodePort(port.protocol, node_port), Value::None);
+            }
+            return;
+        }
+        self.frontend_entries(&mut add);
+        self.cluster.entries(&mut add);
+        if let Some(local) = &self.local {
+            local.entries(&mut add);
+        }
+        for address in &port.on_node {
+            add(SetName::Hairpin, Key::Hairpin(*address), Value::None);
+        }
+    }
+
+    fn frontend_entries(&self, add: &mut impl FnMut(SetName, Key, Value)) {
+        let port = &self.port;
+        let all = Value::List(self.cluster.id());
+        let local = self.local.as_ref().map(List::id);
+        let inside = if port.internal_local { local.map_or(all, Value::List) } else { all };
+        add(SetName::ClusterIps, Key::Frontend(port.cluster_ip), inside);
+        let (external_ips, node_ports) = if port.external_local {
+            (SetName::LocalExternalIps, SetName::LocalNodePorts)
+        } else {
+            (SetName::ExternalIps, SetName::NodePorts)
+        };
+        for frontend in &port.external {
+            add(external_ips, Key::Frontend(*frontend), all);
+        }
+        if let Some(node_port) = port.node_port {
+            add(node_ports, Key::NodePort(port.protocol, node_port), all);
+        }
+        let from_outside = !port.external.is_empty() || port.node_port.is_some();
+        if let (true, true, Some(local)) = (port.external_local, from_outside, local) {
+            add(SetName::LocalLists, Key::List(self.cluster.id()), Value::List(local));
+        }
+    }
+
+    fn lists(&self) -> impl Iterator<Item = &List> {
+        std::iter::once(&self.cluster).chain(&self.local)
+    }
+
+    fn claims(&self) -> impl Iterator<Item = Claim> {
+        let port = &self.port;
+        let frontends = std::iter::once(port.cluster_ip).chain(port.external.iter().copied());
+        frontends.map(Claim::Frontend).chain(port.node_port.map(|number| Claim::NodePort(port.protocol, number)))
+    }
+}
+
+/// A Service as it is programmed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Programmed {
+    ports: Vec<PortState>,
+}
+
+impl Programmed {
+    fn entries(&self) -> Vec<Labelled> {
+        let mut entries = Vec::new();
+        for port in &self.ports {
+            port.entries(&mut entries);
+        }
+        entries.sort_unstable_by_key(|labelled| labelled.entry);
+        entries.dedup_by_key(|labelled| labelled.entry);
+        entries
+    }
+
+    /// The ports as they are served; their endpoints are in [`Programmed::endpoints`].
+    pub fn ports(&self) -> impl Iterator<Item = &ServicePort> {
+        self.ports.iter().map(|state| &state.port)
+    }
+
+    /// The ports with their endpoints of both lists.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&ServicePort, HashSet<SocketAddr>)> {
+        self.ports.iter().map(|state| {
+            let filled = state.lists().flat_map(|list| list.slots.filled());
+            (&state.port, filled.map(|(_, address)| address).collect())
+        })
+    }
+}
+
+/// What only one Service can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Claim {
+    Frontend(Frontend),
+    NodePort(Protocol, u16),
+}
+
+/// A frontend's owner, and who wants it too.
+#[derive(Debug, Default)]
+struct Claimants {
+    owner: Option<ServiceName>,
+    waiting: BTreeSet<ServiceName>,
+}
+
+/// Lists' slots as they were found in the kernel, by the list's number.
+pub type Found = HashMap<u32, Slots>;
+
+/// Everything that the table of one family holds for Services.
+#[derive(Debug)]
+pub struct Model {
+    family: Family,
+    services: HashMap<ServiceName, Programmed>,
+    /// Entries that several Services may need.
+    shared: HashMap<Entry, u32>,
+    claims: HashMap<Claim, Claimants>,
+    list_numbers: HashSet<u32>,
+    handle_numbers: HashSet<u32>,
+    found: Found,
+}
+
+/// Whether several Services can need the same entry of that set.
+fn is_shared(set: SetName) -> bool {
+    matches!(set, SetName::Hairpin | SetName::ClusterAddresses)
+}
+
+/// FNV-1a: the same in every process, so that a restarted proxy gives its lists the same numbers.
+fn stable_hash(parts: &[&[u8]]) -> u32 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for byte in parts.iter().flat_map(|part| part.iter().chain(&[0])) {
+        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    (hash ^ hash >> 32) as u32
+}
+
+/// Takes the first number from `start` on that is free.
+fn take_number(used: &mut HashSet<u32>, start: u32, mask: u32) -> u32 {
+    let mut number = start & mask;
+    while !used.insert(number) {
+        number = (number + 1) & mask;
+    }
+    number
+}
+
+impl Model {
+    /// An empty table's.
+    pub fn new(family: Family) -> Model {
+        Model {
+            family,
+            services: HashMap::new(),
+            shared: HashMap::new(),
+            claims: HashMap::new(),
+            list_numbers: HashSet::new(),
+            handle_numbers: HashSet::new(),
+            found: Found::new(),
+        }
+    }
+
+    /// The family.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Gives the slots that the kernel's table has: a Service that is planned for the first time keeps its layout.
+    pub fn adopt(&mut self, found: Found) {
+        self.found = found;
+    }
+
+    /// A Service as it is programmed.
+    pub fn get(&self, name: &ServiceName) -> Option<&Programmed> {
+        self.services.get(name)
+    }
+
+    /// The Services that are programmed.
+    pub fn services(&self) -> impl Iterator<Item = (&ServiceName, &Programmed)> {
+        self.services.iter()
+    }
+
+    /// All entries that the table must hold.
+    pub fn entries(&self) -> impl Iterator<Item = Labelled> {
+        let mut seen = HashSet::new();
+        self.services
+            .values()
+            .flat_map(Programmed::entries)
+            .filter(move |labelled| !is_shared(labelled.entry.set) || seen.insert(labelled.entry))
+    }
+
+    /// The timeouts of the affinities that are in use, in seconds.
+    pub fn affinities(&self) -> BTreeSet<u32> {
+        let ports = self.services.values().flat_map(|service| &service.ports);
+        ports.filter_map(|state| state.cluster.affinity).collect()
+    }
+
+    /// The Service's next state. Must be followed by [`Model::replace`] for the same Service.
+    pub fn plan(&mut self, name: &ServiceName, resolved: Option<&ResolvedService>) -> Option<Programmed> {
+        let resolved = resolved?;
+        let before = self.services.get(name).cloned().unwrap_or_default();
+        let family = self.family;
+        let ports = resolved.ports.iter().filter(|port| port.family == family);
+        let ports: Vec<PortState> = ports.filter_map(|port| self.plan_port(name, port, &before)).collect();
+        (!ports.is_empty()).then_some(Programmed { ports })
+    }
+
+    fn plan_port(&mut self, name: &ServiceName, port: &ServicePort, before: &Programmed) -> Option<PortState> {
+        let mut port = port.clone();
+        if !self.claim(name, Claim::Frontend(port.cluster_ip)) {
+            tracing::warn!(service = %port.name, address = %port.cluster_ip.address, "another Service has this address and port");
+            return None;
+        }
+        port.external.retain(|frontend| self.claim(name, Claim::Frontend(*frontend)));
+        port.restricted.retain(|frontend| port.external.contains(frontend));
+        port.node_port = port.node_port.filter(|number| self.claim(name, Claim::NodePort(port.protocol, *number)));
+        let same = |state: &&PortState| state.port.name == port.name && state.port.protocol == port.protocol;
+        let before = before.ports.iter().find(same);
+        let needs_local = port.internal_local || port.external_local;
+        let cluster = self.plan_list(&port, "cluster", &port.cluster, before.map(|state| &state.cluster));
+        let local = needs_local
+            .then(|| self.plan_list(&port, "local", &port.local, before.and_then(|state| state.local.as_ref())));
+        // What is programmed is in the lists now.
+        port.cluster = Vec::new();
+        port.local = Vec::new();
+        Some(PortState { port, cluster, local })
+    }
+
+    fn plan_list(&mut self, port: &ServicePort, kind: &str, wanted: &[SocketAddr], before: Option<&List>) -> List {
+        let affinity = port.affinity.map(|affinity| affinity.seconds);
+        let number = match before {
+            Some(list) => list.number,
+            None => {
+                let start = stable_hash(&[port.name.as_bytes(), &[port.protocol as u8], kind.as_bytes()]);
+                take_number(&mut self.list_numbers, start, NUMBER_MASK)
+            }
+        };
+        let found = self.found.remove(&number);
+        let slots = before.map(|list| &list.slots).or(found.as_ref()).unwrap_or(&Slots::default()).deal(wanted);
+        let mut handles = BTreeMap::new();
+        if affinity.is_some() {
+            for (_, address) in slots.filled() {
+                let known = before.and_then(|list| list.handles.get(&address)).copied();
+                handles.insert(address, known.unwrap_or_else(|| self.take_handle(number, address)));
+            }
+        }
+        List { number, affinity, slots, handles }
+    }
+
+    fn take_handle(&mut self, list: u32, address: SocketAddr) -> Handle {
+        let start = stable_hash(&[&list.to_le_bytes(), address.to_string().as_bytes()]);
+        Handle::new(take_number(&mut self.handle_numbers, start, Handle::new(u32::MAX).number()))
+    }
+
+    /// Whether the Service has it now; if another has, it waits.
+    fn claim(&mut self, name: &ServiceName, claim: Claim) -> bool {
+        let claimants = self.claims.entry(claim).or_default();
+        match &claimants.owner {
+            Some(owner) if owner != name => {
+                claimants.waiting.insert(name.clone());
+                false
+            }
+            _ => {
+                claimants.owner = Some(name.clone());
+                claimants.waiting.remove(name);
+                true
+            }
+        }
+    }
+
+    /// Puts a Service's next state in the place of the one before; returns what changes and the state before.
+    pub fn replace(&mut self, name: &ServiceName, next: Option<Programmed>) -> (Difference, Option<Programmed>) {
+        let before = self.services.remove(name);
+        let old = before.as_ref().map(Programmed::entries).unwrap_or_default();
+        let new = next.as_ref().map(Programmed::entries).unwrap_or_default();
+        if let Some(next) = next {
+            self.services.insert(name.clone(), next);
+        }
+        (self.difference(old, new), before)
+    }
+
+    /// The difference of two sorted lists; of shared entries only the first that comes and the last that goes count.
+    fn difference(&mut self, old: Vec<Labelled>, new: Vec<Labelled>) -> Difference {
+        let mut difference = Difference::default();
+        let (mut old, mut new) = (old.into_iter().peekable(), new.into_iter().peekable());
+        loop {
+            let order = match (old.peek(), new.peek()) {
+                (None, None) => return difference,
+                (Some(_), None) => std::cmp::Ordering::Less,
+                (None, Some(_)) => std::cmp::Ordering::Greater,
+                (Some(old), Some(new)) => old.entry.cmp(&new.entry),
+            };
+            match order {
+                std::cmp::Ordering::Equal => {
+                    old.next();
+                    new.next();
+                }
+                std::cmp::Ordering::Less => {
+                    let gone = old.next().filter(|gone| self.release_shared(gone.entry));
+                    difference.delete.extend(gone);
+                }
+                std::cmp::Ordering::Greater => {
+                    let come = new.next().filter(|come| self.take_shared(come.entry));
+                    difference.add.extend(come);
+                }
+            }
+        }
+    }
+
+    fn take_shared(&mut self, entry: Entry) -> bool {
+        if !is_shared(entry.set) {
+            return true;
+        }
+        let count = self.shared.entry(entry).or_default();
+        *count += 1;
+        *count == 1
+    }
+
+    fn release_shared(&mut self, entry: Entry) -> bool {
+        if !is_shared(entry.set) {
+            return true;
+        }
+        let count = self.shared.get(&entry).copied().unwrap_or(1);
+        if count > 1 {
+            self.shared.insert(entry, count - 1);
+        } else {
+            self.shared.remove(&entry);
+        }
+        count <= 1
+    }
+
+    /// The kernel took the change: what the Service had before is free. Returns who waited for it.
+    pub fn settle(&mut self, name: &ServiceName, before: Option<Programmed>) -> BTreeSet<ServiceName> {
+        let now = self.services.get(name).cloned();
+        self.release(name, before.unwrap_or_default(), now.unwrap_or_default())
+    }
+
+    /// The kernel refused the change: the state before holds again. Returns who waited for what is free now.
+    pub fn undo(&mut self, name: &ServiceName, before: Option<Programmed>) -> BTreeSet<ServiceName> {
+        let (_, refused) = self.replace(name, before);
+        let now = self.services.get(name).cloned();
+        self.release(name, refused.unwrap_or_default(), now.unwrap_or_default())
+    }
+
+    /// Frees what `gone` has and `kept` hasn't.
+    fn release(&mut self, name: &ServiceName, gone: Programmed, kept: Programmed) -> BTreeSet<ServiceName> {
+        let numbers = |state: &Programmed| -> HashSet<u32> {
+            state.ports.iter().flat_map(PortState::lists).map(|list| list.number).collect()
+        };
+        let handles = |state: &Programmed| -> HashSet<u32> {
+            let lists = state.ports.iter().flat_map(PortState::lists);
+            lists.flat_map(|list| list.handles.values().map(|handle| handle.number())).collect()
+        };
+        for number in numbers(&gone).difference(&numbers(&kept)) {
+            self.list_numbers.remove(number);
+        }
+        for number in handles(&gone).difference(&handles(&kept)) {
+            self.handle_numbers.remove(number);
+        }
+        let claims = |state: &Programmed| -> BTreeSet<Claim> {
+            state.ports.iter().flat_map(PortState::claims).collect()
+        };
+        let mut waiting = BTreeSet::new();
+        for claim in claims(&gone).difference(&claims(&kept)) {
+            let Some(claimants) = self.claims.remove(claim) else { continue };
+            if claimants.owner.as_ref() == Some(name) {
+                waiting.extend(claimants.waiting);
+            } else {
+                self.claims.insert(*claim, claimants);
+            }
+        }
+        waiting
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! List and watch of one kind.
+
+use super::{Followed, Update};
+use futures::StreamExt;
+use kube::core::WatchEvent;
+use serde::Deserialize;
+use std::ops::ControlFlow;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+const PAGE: usize = 500;
+const SHORTEST_DELAY: Duration = Duration::from_millis(200);
+const LONGEST_DELAY: Duration = Duration::from_secs(30);
+const GONE: u16 = 410;
+
+#[derive(Debug, Deserialize)]
+struct List<K> {
+    metadata: ListMetadata,
+    #[serde(default = "Vec::new")]
+    items: Vec<K>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ListMetadata {
+    resource_version: String,
+    #[serde(rename = "continue")]
+    next: String,
+}
+
+/// How a watch ended.
+enum End {
+    /// As watches do after some minutes: go on from the version.
+    Resume(String),
+    /// The version is too old.
+    Relist,
+    /// Nobody listens any more.
+    Closed,
+}
+
+/// Follows the objects at a path (with its selector as query) until nobody listens. Errors are retried with growing,
+/// jittered delays.
+pub async fn follow<K: Followed>(client: kube::Client, path: String, to: Sender<Update>) {
+    let mut delay = SHORTEST_DELAY;
+    let mut version: Option<String> = None;
+    loop {
+        let known = version.take();
+        let end = match known {
+            Some(version) => watch::<K>(&client, &path, version, &to).await,
+            None => list::<K>(&client, &path, &to).await,
+        };
+        match end {
+            Ok(End::Closed) => return,
+            Ok(End::Relist) => {}
+            Ok(End::Resume(seen)) => {
+                version = Some(seen);
+                delay = SHORTEST_DELAY;
+                continue;
+            }
+            Err((error, seen)) => {
+                tracing::warn!(kind = ?K::KIND, error = %describe(&error), "the API can't be followed; trying again");
+                version = seen;
+            }
+        }
+        tokio::time::sleep(jittered(delay)).await;
+        delay = (delay * 2).min(LONGEST_DELAY);
+    }
+}
+
+/// Half to the whole of the delay, by the clock's lowest digits: many nodes must not come back at the same moment.
+fn jittered(delay: Duration) -> Duration {
+    let nanoseconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+    delay / 2 + delay / 2 * (nanoseconds % 1000) / 1000
+}
+
+fn describe(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        error => error.to_string(),
+    }
+}
+
+fn request(uri: &str) -> Result<http::Request<Vec<u8>>, kube::Error> {
+    http::Request::get(uri).body(Vec::new()).map_err(kube::Error::HttpError)
+}
+
+/// An error, and the version to go on from if there is one.
+type Failed = (kube::Error, Option<String>);
+
+async fn list<K: Followed>(client: &kube::Client, path: &str, to: &Sender<Update>) -> Result<End, Failed> {
+    let mut changes = Vec::new();
+    let mut next = String::new();
+    loop {
+        let uri = format!("{path}&limit={PAGE}{next}");
+        let page: List<K> = client.request(request(&uri).map_err(|e| (e, None))?).await.map_err(|e| (e, None))?;
+        changes.extend(page.items.into_iter().map(K::changed));
+        if page.metadata.next.is_empty() {
+            let sent = to.send(Update::List(K::KIND, changes));
+            return Ok(if sent.is_ok() { End::Resume(page.metadata.resource_version) } else { End::Closed });
+        }
+        next = format!("&continue={}", page.metadata.next);
+    }
+}
+
+async fn watch<K: Followed>(
+    client: &kube::Client,
+    path: &str,
+    from: String,
+    to: &Sender<Update>,
+) -> Result<End, Failed> {
+    let seconds = 300 + u64::from(jittered(Duration::from_millis(1000)).subsec_millis()) * 300 / 1000;
+    let uri = format!(
+        "{path}&watch=true&allowWatchBookmarks=true&resourceVersion={from}&timeoutSeconds={seconds}"
+    );
+    let mut version = from;
+    let request = request(&uri).map_err(|error| (error, Some(version.clone())))?;
+    let events = match client.request_events::<K>(request).await {
+        Ok(events) => events,
+        Err(kube::Error::Api(status)) if status.code == GONE => return Ok(End::Relist),
+        Err(error) => return Err((error, Some(version))),
+    };
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => match take(event, &mut version, to) {
+                ControlFlow::Continue(()) => {}
+                ControlFlow::Break(end) => return end.map_err(|error| (error, Some(version))),
+            },
+            Err(error) => return Err((error, Some(version))),
+        }
+    }
+    Ok(End::Resume(version))
+}
+
+fn take<K: Followed>(
+    event: WatchEvent<K>,
+    version: &mut String,
+    to: &Sender<Update>,
+) -> ControlFlow<Result<End, kube::Error>> {
+    let (object, gone) = match event {
+        WatchEvent::Added(object) | WatchEvent::Modified(object) => (object, false),
+        WatchEvent::Deleted(object) => (object, true),
+        WatchEvent::Bookmark(bookmark) => {
+            *version = bookmark.metadata.resource_version;
+            return ControlFlow::Continue(());
+        }
+        WatchEvent::Error(status) if status.code == GONE => return ControlFlow::Break(Ok(End::Relist)),
+        WatchEvent::Error(status) => return ControlFlow::Break(Err(kube::Error::Api(status))),
+    };
+    object.metadata().resource_version.clone_into(version);
+    let change = if gone { object.gone() } else { object.changed() };
+    match to.send(Update::Change(change, Instant::now())) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(Ok(End::Closed)),
+    }
+}

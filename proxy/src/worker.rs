@@ -1,0 +1,295 @@
+//! The thread that turns the API's changes into transactions.
+
+use crate::config::{Config, DetectLocal, NodePortAddresses, Progress};
+use crate::service::{Change, NodeFacts, ResolvedService, ServiceName, Tracker};
+use crate::source::{Kind, Update};
+use crate::table::{FamilyTable, Outcome};
+use crate::{conntrack, sysctl};
+use ipnet::IpNet;
+use linux::nftables::{BatchError, Family, Socket};
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+const SHORTEST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// With nothing to retry the thread sleeps until there is news.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// Why the worker ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no netlink socket to be had.
+    #[error("open the netfilter socket: {0}")]
+    Socket(#[source] linux::Error),
+    /// Not even the table could be made.
+    #[error("make table {family} {table}: {source}", table = crate::ruleset::TABLE)]
+    Table {
+        /// Its family.
+        family: Family,
+        /// The kernel's words.
+        source: BatchError,
+    },
+}
+
+/// A Service that the kernel refused: when it is tried again.
+struct Retry {
+    at: Instant,
+    delay: Duration,
+}
+
+/// All state of the proxy.
+pub struct Worker {
+    config: Config,
+    socket: Socket,
+    tracker: Tracker,
+    tables: Vec<FamilyTable>,
+    listed: HashSet<Kind>,
+    retries: BTreeMap<ServiceName, Retry>,
+    progress: Progress,
+    started: bool,
+    last_sync: Option<Instant>,
+}
+
+impl Worker {
+    /// A worker in this thread's network namespace.
+    ///
+    /// # Errors
+    /// [`Error::Socket`].
+    pub fn new(mut config: Config) -> Result<Worker, Error> {
+        let socket = Socket::open().map_err(Error::Socket)?;
+        let ipv6 = matches!(&config.detect_local, DetectLocal::Networks(networks)
+            if networks.iter().any(|network| network.addr().is_ipv6()));
+        sysctl::enable_forwarding(ipv6);
+        if config.bridge.is_some() && sysctl::enable_bridge_filtering() {
+            config.bridge = None;
+        }
+        let node = NodeFacts { name: config.node_name.clone(), ..NodeFacts::default() };
+        let tables = [Family::Ip, Family::Ip6]
+            .into_iter()
+            .map(|family| FamilyTable::new(family, &config, node_port_networks(&config, &node)))
+            .collect();
+        Ok(Worker {
+            config,
+            socket,
+            tracker: Tracker::new(node),
+            tables,
+            listed: HashSet::new(),
+            retries: BTreeMap::new(),
+            progress: Progress::default(),
+            started: false,
+            last_sync: None,
+        })
+    }
+
+    /// Takes news until their senders are gone. Changes that came while a transaction was made go into the next one.
+    ///
+    /// # Errors
+    /// [`Error::Table`], if the table can't be made at the start.
+    pub fn run(&mut self, updates: &Receiver<Update>) -> Result<(), Error> {
+        loop {
+            let mut since = None;
+            match updates.recv_timeout(self.next_wake()) {
+                Ok(update) => self.take(update, &mut since),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            while let Some(wait) = self.hold_off() {
+                match updates.recv_timeout(wait) {
+                    Ok(update) => self.take(update, &mut since),
+                    Err(_) => break,
+                }
+            }
+            while let Ok(update) = updates.try_recv() {
+                self.take(update, &mut since);
+            }
+            if self.listed.len() == 3 {
+                self.sync(since.unwrap_or_else(Instant::now))?;
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Duration {
+        let next = self.retries.values().map(|retry| retry.at).min();
+        next.map_or(FOREVER, |at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// How long changes are still gathered, by `min_sync_period`.
+    fn hold_off(&self) -> Option<Duration> {
+        let next = self.last_sync? + self.config.min_sync_period;
+        next.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+    }
+
+    fn take(&mut self, update: Update, since: &mut Option<Instant>) {
+        match update {
+            Update::Change(change, at) => {
+                since.get_or_insert(at);
+                self.tracker.apply(change);
+            }
+            Update::List(kind, changes) => {
+                since.get_or_insert_with(Instant::now);
+                for gone in self.missing_from(kind, &changes) {
+                    self.tracker.apply(gone);
+                }
+                for change in changes {
+                    self.tracker.apply(change);
+                }
+                self.listed.insert(kind);
+            }
+        }
+    }
+
+    /// What is known of a kind and not in its new list.
+    fn missing_from(&self, kind: Kind, changes: &[Change]) -> Vec<Change> {
+        let (services, slices) = self.tracker.known();
+        match kind {
+            Kind::Services => {
+                let name = |change: &Change| match change {
+                    Change::Service(service) => {
+                        Some(ServiceName::new(&service.metadata.namespace, &service.metadata.name))
+                    }
+                    _ => None,
+                };
+                let present: HashSet<ServiceName> = changes.iter().filter_map(name).collect();
+                services.filter(|name| !present.contains(name)).cloned().map(Change::ServiceGone).collect()
+            }
+            Kind::Slices => {
+                let key = |change: &Change| match change {
+                    Change::Slice(slice) => Some((slice.metadata.namespace.clone(), slice.metadata.name.clone())),
+                    _ => None,
+                };
+                let present: HashSet<(String, String)> = changes.iter().filter_map(key).collect();
+                let gone = slices.filter(|key| !present.contains(*key)).cloned();
+                gone.map(|(namespace, name)| Change::SliceGone(namespace, name)).collect()
+            }
+            Kind::Node => Vec::new(),
+        }
+    }
+
+    /// Brings the kernel to what the tracker says.
+    fn sync(&mut self, since: Instant) -> Result<(), Error> {
+        let now = Instant::now();
+        for (name, _) in self.retries.iter().filter(|(_, retry)| retry.at <= now) {
+            self.tracker.mark_changed(name.clone());
+        }
+        let changed = self.tracker.take_changed();
+        self.follow_node();
+        if changed.is_empty() && self.started {
+            return Ok(());
+        }
+        let resolved: BTreeMap<ServiceName, Option<ResolvedService>> =
+            changed.into_iter().map(|name| (name.clone(), self.tracker.resolve(&name))).collect();
+        let outcome = if self.started { self.apply(&resolved) } else { self.start(&resolved)? };
+        self.last_sync = Some(Instant::now());
+        self.note(&resolved, outcome, since);
+        Ok(())
+    }
+
+    /// The node's addresses may have changed.
+    fn follow_node(&mut self) {
+        if !self.started {
+            return;
+        }
+        for table in &mut self.tables {
+            let networks = node_port_networks(&self.config, self.tracker.node());
+            if let Err(error) = table.set_node_addresses(&mut self.socket, networks) {
+                tracing::error!(%error, "the node's addresses could not be changed in the rules");
+            }
+        }
+    }
+
+    /// The first transaction. A kernel without IPv6 has only the other table.
+    fn start(&mut self, resolved: &BTreeMap<ServiceName, Option<ResolvedService>>) -> Result<Outcome, Error> {
+        let mut outcome = Outcome::default();
+        let mut tables = Vec::new();
+        for mut table in std::mem::take(&mut self.tables) {
+            let family = table.model().family();
+            let changes = resolved.iter().map(|(name, resolved)| (name, resolved.as_ref())).collect();
+            // The node's addresses came with the first list.
+            let networks = node_port_networks(&self.config, self.tracker.node());
+            table.expect_node_addresses(networks);
+            match table.start(&mut self.socket, changes) {
+                Ok(part) => {
+                    let all: Vec<_> = resolved.keys().map(|name| (name.clone(), None)).collect();
+                    if conntrack::concerns(&all, &table) {
+                        conntrack::delete_stale(&mut self.socket, &table, &all);
+                    }
+                    outcome.join(part);
+                    tables.push(table);
+                }
+                Err(error) if family == Family::Ip6 && !table.is_needed() => {
+                    tracing::warn!(%error, "no table for IPv6 could be made; going on without");
+                }
+                Err(source) => return Err(Error::Table { family, source }),
+            }
+        }
+        self.tables = tables;
+        self.started = true;
+        Ok(outcome)
+    }
+
+    fn apply(&mut self, resolved: &BTreeMap<ServiceName, Option<ResolvedService>>) -> Outcome {
+        let mut outcome = Outcome::default();
+        for table in &mut self.tables {
+            let changes = resolved.iter().map(|(name, resolved)| (name, resolved.as_ref())).collect();
+            let part = table.apply(&mut self.socket, changes);
+            if conntrack::concerns(&part.before, table) {
+                conntrack::delete_stale(&mut self.socket, table, &part.before);
+            }
+            outcome.join(part);
+        }
+        outcome
+    }
+
+    /// Remembers what was refused, and says what was done.
+    fn note(
+        &mut self,
+        resolved: &BTreeMap<ServiceName, Option<ResolvedService>>,
+        outcome: Outcome,
+        since: Instant,
+    ) {
+        let refused: HashSet<&ServiceName> = outcome.failures.iter().map(|failure| &failure.service).collect();
+        self.retries.retain(|name, _| refused.contains(name) || !resolved.contains_key(name));
+        for failure in &outcome.failures {
+            let service = failure.service.as_str();
+            tracing::error!(service, reason = failure.reason, "the kernel refused a Service's rules");
+            let delay = self.retries.get(&failure.service).map_or(SHORTEST_RETRY, |retry| retry.delay * 2);
+            let delay = delay.min(LONGEST_RETRY);
+            self.retries.insert(failure.service.clone(), Retry { at: Instant::now() + delay, delay });
+        }
+        for name in outcome.waiting {
+            self.retries.insert(name, Retry { at: Instant::now(), delay: SHORTEST_RETRY });
+        }
+        self.progress = Progress {
+            transactions: self.progress.transactions + 1,
+            last_changes: outcome.changes,
+            last_duration: since.elapsed(),
+            services: self.tables.iter().map(|table| table.model().services().count()).max().unwrap_or(0),
+            failed_services: self.retries.len(),
+        };
+        self.config.report(self.progress);
+    }
+
+    /// Deletes the rules, if the configuration says so.
+    pub fn clean_up(&mut self) {
+        if !self.config.cleanup_on_exit {
+            return;
+        }
+        if let Err(error) = crate::table::delete_tables(&mut self.socket) {
+            tracing::error!(%error, "the rules could not be deleted");
+        }
+    }
+}
+
+/// In which networks the node's addresses serve NodePorts; all if there are none.
+fn node_port_networks(config: &Config, node: &NodeFacts) -> Vec<IpNet> {
+    match &config.node_port_addresses {
+        NodePortAddresses::All => Vec::new(),
+        NodePortAddresses::Networks(networks) => networks.clone(),
+        NodePortAddresses::Primary => {
+            let of = |ipv6: bool| node.addresses.iter().find(move |address| address.is_ipv6() == ipv6).copied();
+            [false, true].into_iter().filter_map(of).map(|address: IpAddr| IpNet::from(address)).collect()
+        }
+    }
+}
