@@ -3,6 +3,7 @@
 mod api {
     pub mod deletion;
     pub mod harness;
+    pub mod kubelets;
     pub mod objects;
     pub mod tls;
     pub mod watches;

@@ -87,6 +87,12 @@ fn target(method: &Method, path: &str, query: &Query) -> Option<Target> {
         !target.name.is_empty(),
         watch && target.subresource.is_empty(),
     )?;
+    if target.resource == "pods"
+        && matches!(&*target.subresource, "exec" | "attach" | "portforward")
+    {
+        // A WebSocket begins with GET, but to run something in a pod is no reading.
+        target.verb = "create";
+    }
     if target.verb == "list" || target.verb == "watch" || target.verb == "deletecollection" {
         // `metadata.name=x` narrows a list to one object, for which alone one may have permission.
         let selected = query
