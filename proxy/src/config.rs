@@ -53,7 +53,8 @@ pub struct Config {
     pub healthz_address: Option<SocketAddr>,
     /// Where `/metrics` answers.
     pub metrics_address: Option<SocketAddr>,
-    progress: watch::Sender<Progress>,
+    /// Where the proxy says what it has done; see [`Config::progress`].
+    pub progress: watch::Sender<Progress>,
 }
 
 /// What the proxy has done so far.

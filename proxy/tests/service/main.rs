@@ -1,0 +1,122 @@
+//! The proxy with a real kernel: an API in memory, packets between network namespaces. Needs root and `ip`, `nft`.
+
+mod api;
+mod lab;
+mod packets;
+mod rules;
+
+use api::Api;
+use lab::Namespace;
+use proxy::{Config, Progress};
+use serde_json::{Value, json};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// A proxy that runs in a namespace until it is dropped.
+pub struct Running {
+    progress: watch::Receiver<Progress>,
+    shutdown: CancellationToken,
+    ended: std::sync::mpsc::Receiver<Result<(), proxy::Error>>,
+}
+
+/// Starts a proxy and waits until its rules stand.
+pub fn start(api: &Api, namespace: &Namespace, config: Config) -> Running {
+    let running = start_unsynced(api, namespace, config);
+    running.wait_for(|progress| progress.synced());
+    running
+}
+
+pub fn start_unsynced(api: &Api, namespace: &Namespace, config: Config) -> Running {
+    let progress = config.progress();
+    let shutdown = CancellationToken::new();
+    let (done, ended) = std::sync::mpsc::channel();
+    let (token, api) = (shutdown.clone(), api.clone());
+    namespace.spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let _ = done.send(runtime.block_on(async { proxy::run(config, api.client(), token).await }));
+    });
+    Running { progress, shutdown, ended }
+}
+
+impl Running {
+    pub fn progress(&self) -> Progress {
+        *self.progress.borrow()
+    }
+
+    /// Waits for something; a minute is forever.
+    pub fn wait_for(&self, holds: impl Fn(&Progress) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !holds(&self.progress.borrow()) {
+            assert!(Instant::now() < deadline, "the proxy stays at {:?}", self.progress());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Does something to the API and waits for the transaction that it leads to.
+    pub fn after(&self, change: impl FnOnce()) -> Progress {
+        let before = self.progress().transactions;
+        change();
+        self.wait_for(|progress| progress.transactions > before);
+        self.progress()
+    }
+
+    pub fn stop(self) -> Result<(), proxy::Error> {
+        self.shutdown.cancel();
+        self.ended.recv_timeout(Duration::from_secs(20)).expect("it ends")
+    }
+}
+
+pub fn config() -> Config {
+    let networks = ["10.244.0.0/16", "fd00:10:244::/48"].map(|text| text.parse().expect("network"));
+    Config { bridge: Some("orlop0".into()), ..Config::new("node", networks.to_vec()) }
+}
+
+/// A Service `default/web` with one port, 80 to 8080.
+pub fn service(cluster_ip: &str) -> Value {
+    json!({
+        "kind": "Service", "apiVersion": "v1",
+        "metadata": { "namespace": "default", "name": "web" },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": cluster_ip, "clusterIPs": [cluster_ip],
+            "ports": [{ "name": "http", "port": 80, "protocol": "TCP" }]
+        }
+    })
+}
+
+/// Changes a JSON value by a merge.
+pub fn merged(mut object: Value, patch: Value) -> Value {
+    fn merge(into: &mut Value, patch: Value) {
+        match (into, patch) {
+            (Value::Object(into), Value::Object(patch)) => {
+                for (key, value) in patch {
+                    merge(into.entry(key).or_insert(Value::Null), value);
+                }
+            }
+            (into, patch) => *into = patch,
+        }
+    }
+    merge(&mut object, patch);
+    object
+}
+
+/// The slice of `default/web`, with ready endpoints on this node.
+pub fn slice(addresses: &[IpAddr]) -> Value {
+    let endpoint = |address: &IpAddr| {
+        json!({ "addresses": [address.to_string()], "nodeName": "node", "conditions": { "ready": true } })
+    };
+    slice_of(addresses.first().is_some_and(IpAddr::is_ipv6), addresses.iter().map(endpoint).collect())
+}
+
+pub fn slice_of(ipv6: bool, endpoints: Vec<Value>) -> Value {
+    json!({
+        "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
+        "metadata": {
+            "namespace": "default", "name": "web-1", "labels": { "kubernetes.io/service-name": "web" }
+        },
+        "addressType": if ipv6 { "IPv6" } else { "IPv4" },
+        "endpoints": endpoints,
+        "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }, { "name": "dns", "port": 8080, "protocol": "UDP" }]
+    })
+}

@@ -1,0 +1,194 @@
+//! What stands in the kernel.
+
+use crate::lab::Namespace;
+use crate::{Api, config, merged, service, slice, start};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+fn pods(count: u8) -> Vec<IpAddr> {
+    (1..=count).map(|last| IpAddr::from([10, 244, 0, last])).collect()
+}
+
+fn list(namespace: &Namespace, family: &str) -> String {
+    namespace.command(&format!("nft list table {family} orlop"))
+}
+
+/// The table's elements and rules, in an order that doesn't depend on hashes.
+fn lines(text: &str) -> BTreeSet<String> {
+    text.lines().map(|line| line.trim().trim_start_matches("elements = { ").trim_end_matches([',', '}', ' ']).to_owned()).collect()
+}
+
+fn full_service() -> Value {
+    merged(service("10.96.0.10"), json!({ "spec": {
+        "type": "LoadBalancer", "sessionAffinity": "ClientIP", "clusterIPs": ["10.96.0.10", "fd96::10"],
+        "externalIPs": ["203.0.113.9"], "externalTrafficPolicy": "Local",
+        "loadBalancerSourceRanges": ["198.51.100.0/24"],
+        "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }, { "name": "dns", "port": 53, "protocol": "UDP" }]
+    }, "status": { "loadBalancer": { "ingress": [{ "ip": "203.0.113.7" }] } } }))
+}
+
+#[test]
+fn one_endpoint_is_a_transaction_of_two_elements() {
+    let node = Namespace::new();
+    let api = Api::default();
+    api.apply(service("10.96.0.10"));
+    api.apply(slice(&pods(3)));
+    let running = start(&api, &node, config());
+    let progress = running.after(|| api.apply(slice(&pods(4))));
+    assert_eq!(progress.last_changes, 2, "the endpoint and its hairpin");
+    assert!(progress.last_duration < Duration::from_millis(50), "{progress:?}");
+}
+
+#[test]
+fn the_table_is_readable_and_can_be_loaded_again() {
+    let node = Namespace::new();
+    let api = Api::default();
+    api.apply(full_service());
+    api.apply(slice(&pods(3)));
+    let running = start(&api, &node, config());
+    let text = list(&node, "ip");
+    assert!(text.contains("comment \"default/web:http\""), "{text}");
+    running.stop().expect("stop");
+    let file = tempfile::NamedTempFile::new().expect("file");
+    std::fs::write(file.path(), &text).expect("write");
+    node.command("nft flush ruleset");
+    node.command(&format!("nft -f {}", file.path().display()));
+    assert_eq!(lines(&list(&node, "ip")), lines(&text));
+}
+
+#[test]
+fn the_rules_stay_when_the_proxy_stops_and_go_when_it_is_told_so() {
+    let node = Namespace::new();
+    let api = Api::default();
+    api.apply(service("10.96.0.10"));
+    api.apply(slice(&pods(1)));
+    let running = start(&api, &node, config());
+    running.stop().expect("stop");
+    assert!(list(&node, "ip").contains("10.96.0.10"));
+    node.run(|| proxy::cleanup().expect("cleanup"));
+    assert_eq!(node.command("nft list tables"), "");
+    let running = start(&api, &node, proxy::Config { cleanup_on_exit: true, ..config() });
+    running.stop().expect("stop");
+    assert_eq!(node.command("nft list tables"), "");
+}
+
+#[test]
+fn a_restart_changes_nothing_if_nothing_changed() {
+    let node = Namespace::new();
+    let api = Api::default();
+    api.apply(full_service());
+    for count in [1, 3, 7, 5] {
+        api.apply(slice(&pods(count)));
+    }
+    let running = start(&api, &node, config());
+    running.after(|| api.apply(slice(&pods(4))));
+    running.after(|| api.apply(slice(&pods(4)[1..])));
+    running.stop().expect("stop");
+    let (ip, ip6) = (list(&node, "ip"), list(&node, "ip6"));
+    let running = start(&api, &node, config());
+    assert_eq!(running.progress().last_changes, 0);
+    assert_eq!((list(&node, "ip"), list(&node, "ip6")), (ip, ip6));
+}
+
+#[test]
+fn a_restart_repairs_what_others_changed_and_catches_up() {
+    let node = Namespace::new();
+    let api = Api::default();
+    api.apply(full_service());
+    api.apply(slice(&pods(3)));
+    let running = start(&api, &node, config());
+    let whole = lines(&list(&node, "ip"));
+    running.stop().expect("stop");
+    let damages = [
+        "nft flush map ip orlop cluster-ips",
+        "nft flush map ip orlop affinity-slots",
+        "nft add element ip orlop hairpin '{ 10.9.9.9 . 10.9.9.9 }'",
+        "nft flush chain ip orlop pick",
+        "nft add rule ip orlop services counter",
+        "nft add chain ip orlop stranger; nft add rule ip orlop stranger drop; nft add rule ip orlop services jump stranger",
+        "nft flush map ip orlop classes",
+        "nft flush set ip orlop pod-networks",
+        "nft add set ip orlop strange '{ type ipv4_addr; }'",
+        "nft delete table ip orlop",
+        "nft flush chain ip orlop nat-output; nft delete chain ip orlop nat-output",
+    ];
+    for damage in damages {
+        node.command(damage);
+        let running = start(&api, &node, config());
+        assert_eq!(lines(&list(&node, "ip")), whole, "after {damage}");
+        running.stop().expect("stop");
+    }
+}
+
+#[test]
+fn a_table_edited_under_the_proxy_is_repaired_when_a_change_is_refused() {
+    let node = Namespace::new();
+    let api = Api::default();
+    api.apply(service("10.96.0.10"));
+    api.apply(slice(&pods(3)));
+    let running = start(&api, &node, config());
+    node.command("nft flush map ip orlop endpoints");
+    running.after(|| api.apply(slice(&pods(2))));
+    let text = list(&node, "ip");
+    assert!(text.contains("10.244.0.1 . 8080") && text.contains("10.244.0.2 . 8080"), "{text}");
+    assert!(!text.contains("10.244.0.3 . 8080"));
+    node.command("nft delete table ip orlop");
+    running.after(|| api.apply(slice(&pods(3))));
+    assert!(list(&node, "ip").contains("10.244.0.3 . 8080"));
+}
+
+#[test]
+fn the_api_may_be_away_and_forget_versions() {
+    let node = Namespace::new();
+    let api = Api::default();
+    api.apply(service("10.96.0.10"));
+    api.apply(slice(&pods(1)));
+    let running = start(&api, &node, config());
+    api.set_away(true);
+    api.apply(slice(&pods(2)));
+    running.after(|| api.set_away(false));
+    assert!(list(&node, "ip").contains("10.244.0.2 . 8080"));
+    let lists = api.lists();
+    api.delete("EndpointSlice", "default", "web-1");
+    running.wait_for(|_| !list(&node, "ip").contains("10.244.0.2 . 8080"));
+    assert_eq!(api.lists(), lists, "a watch that ended was resumed");
+    api.set_away(true);
+    api.delete("Service", "default", "web");
+    api.compact();
+    running.after(|| api.set_away(false));
+    assert!(!list(&node, "ip").contains("10.96.0.10"));
+    assert!(api.lists() > lists);
+}
+
+/// `count` Services with two endpoints each, as one proxy start.
+fn many(api: &Api, count: u32) {
+    for index in 0..count {
+        let [_, high, middle, low] = index.to_be_bytes();
+        let name = format!("web-{index}");
+        let address = |host: u8| format!("10.{}.{middle}.{low}", u32::from(host) + 10 * u32::from(high));
+        let cluster_ip = format!("10.{}.{middle}.{low}", 96 + u32::from(high));
+        api.apply(merged(service(&cluster_ip), json!({ "metadata": { "name": name } })));
+        let endpoint = |host: u8| json!({ "addresses": [address(host)], "nodeName": "elsewhere" });
+        let endpoints = vec![endpoint(128), endpoint(129)];
+        let slice = crate::slice_of(false, endpoints);
+        let labels = json!({ "name": name, "labels": { "kubernetes.io/service-name": name } });
+        api.apply(merged(slice, json!({ "metadata": labels })));
+    }
+}
+
+#[test]
+fn a_change_among_many_services_stays_small() {
+    let node = Namespace::new();
+    let api = Api::default();
+    many(&api, 2_000);
+    api.apply(service("10.96.200.10"));
+    api.apply(slice(&pods(3)));
+    let begun = Instant::now();
+    let running = start(&api, &node, config());
+    println!("start with 2,000 Services: {:?}", begun.elapsed());
+    let progress = running.after(|| api.apply(slice(&pods(4))));
+    println!("one endpoint: {:?}", progress.last_duration);
+    assert_eq!(progress.last_changes, 2);
+}
