@@ -16,6 +16,7 @@ mod lab;
 mod loopback;
 mod masquerade;
 mod netns;
+mod network;
 mod portmap;
 mod protocol;
 
@@ -23,9 +24,10 @@ use std::collections::BTreeMap;
 use std::env;
 use std::io::{self, Read, Write};
 
-use protocol::{Command, Error, NetResult, Request};
+use protocol::{Command, NetResult, Request};
 
-pub use protocol::NETNS_ENDS;
+pub use network::remove_network;
+pub use protocol::{Error, NETNS_ENDS};
 
 /// What a plugin gave back: its exit status, and what it wrote on standard output.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -43,6 +43,37 @@ pub fn ensure(addresses: impl IntoIterator<Item = IpNet>) -> Result<(), Error> {
     Ok(())
 }
 
+/// Removes the rules of subnets that end. Rules that aren't there are no error.
+///
+/// # Errors
+/// The kernel's.
+pub fn remove(addresses: impl IntoIterator<Item = IpNet>) -> Result<(), Error> {
+    let mut socket = Socket::open().map_err(failed)?;
+    for subnet in addresses.into_iter().map(|address| address.trunc()) {
+        let table = Table::new(family(subnet), TABLE);
+        let name = chain_name(subnet);
+        if socket
+            .chains(&table)
+            .map_err(failed)?
+            .iter()
+            .any(|chain| chain.name == name)
+        {
+            let mut batch = Batch::new();
+            batch.flush_chain(&table, &name);
+            batch.delete_chain(&table, &name);
+            batch.commit(&mut socket).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a chain is one of this module's.
+pub fn is_ours(chain: &str) -> bool {
+    chain.starts_with(PREFIX)
+}
+
+const PREFIX: &str = "masquerade-";
+
 fn rule(subnet: IpNet) -> Rule {
     let family = family(subnet);
     let (multicast, length): (IpAddr, u8) = match subnet {
@@ -75,7 +106,7 @@ fn family(subnet: IpNet) -> Family {
 
 /// `masquerade-10.244.0.0-24`; a colon can't be in a name that `nft` reads.
 fn chain_name(subnet: IpNet) -> String {
-    format!("masquerade-{}-{}", subnet.addr(), subnet.prefix_len()).replace(':', "_")
+    format!("{PREFIX}{}-{}", subnet.addr(), subnet.prefix_len()).replace(':', "_")
 }
 
 fn failed(cause: impl std::fmt::Display) -> Error {

@@ -338,3 +338,29 @@ fn del_before_the_namespaces_end_makes_the_interface_unusable_and_frees_its_addr
     assert_eq!(left, (false, 0));
     host.call_ending("DEL", &pod, &config).expect("del again");
 }
+
+#[test]
+fn a_network_is_removed_when_nobody_is_connected_any_more() {
+    let host = Host::new();
+    let config = host.bridge_config();
+    let pod = Pod::new("a");
+    host.call("ADD", &pod, &config).expect("add");
+    let remove = || host.inside(|| crate::remove_network("net", "br0", host.dir.path()));
+    let error = remove().expect_err("a port").to_string();
+    assert!(
+        error.starts_with("remove network net: br0 has ports: veth"),
+        "{error}"
+    );
+    host.call("DEL", &pod, &config).expect("del");
+    remove().expect("remove");
+    remove().expect("remove again");
+    assert_eq!(host.links(), ["lo"]);
+    assert!(!host.dir.path().join("net").exists());
+    let listed = host.inside(|| {
+        std::process::Command::new("nft")
+            .args(["list", "ruleset"])
+            .output()
+            .expect("nft")
+    });
+    assert_eq!(String::from_utf8_lossy(&listed.stdout), "");
+}

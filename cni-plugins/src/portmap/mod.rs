@@ -139,3 +139,12 @@ fn gc(request: &Request) -> Result<(), Error> {
 fn status(request: &Request) -> Result<(), Error> {
     Config::read(request).map(drop)
 }
+
+/// Removes the tables of the CNI plugins if no host port is mapped and no network masqueraded.
+///
+/// # Errors
+/// The kernel's.
+pub fn remove_unused_tables() -> Result<(), Error> {
+    let mut socket = Socket::open().map_err(table::failed)?;
+    all_of(FAMILIES.map(|family| table::remove_if_unused(&mut socket, family)))
+}

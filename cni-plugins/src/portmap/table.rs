@@ -9,7 +9,7 @@ use linux::nftables::{
 };
 
 use super::config::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, Mapping};
-use crate::masquerade::TABLE;
+use crate::masquerade::{self, TABLE};
 use crate::protocol::{AttachmentKey, Error, Request};
 
 /// Any of the host's addresses: protocol and port -> container's address and port.
@@ -302,6 +302,32 @@ pub(super) fn contains(
         element.key == key && element.value == value && element.comment.as_deref() == Some(&owner.0)
     };
     Ok(elements(socket, &table, map)?.iter().any(is_it))
+}
+
+/// Deletes the table if nothing in it is of use to anybody.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn remove_if_unused(socket: &mut Socket, family: Family) -> Result<(), Error> {
+    let table = Table::new(family, TABLE);
+    let there = socket.tables().map_err(failed)?.contains(&table);
+    if !there
+        || socket
+            .chains(&table)
+            .map_err(failed)?
+            .iter()
+            .any(|chain| masquerade::is_ours(&chain.name))
+    {
+        return Ok(());
+    }
+    for set in SETS {
+        if !elements(socket, &table, set)?.is_empty() {
+            return Ok(());
+        }
+    }
+    let mut batch = Batch::new();
+    batch.delete_table(&table);
+    batch.commit(socket).map_err(failed)
 }
 
 fn elements(socket: &mut Socket, table: &Table, set: &str) -> Result<Vec<ElementDump>, Error> {

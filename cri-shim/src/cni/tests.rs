@@ -313,10 +313,8 @@ fn a_plugin_may_read_nothing_and_print_a_lot() {
 
 #[test]
 fn the_default_configuration_is_valid_for_both_families() {
-    let text = default_conflist(&[
-        "10.244.0.0/24".parse().expect("net"),
-        "fd00:244::/64".parse().expect("net"),
-    ]);
+    let cidrs = ["10.244.0.0/24", "fd00:244::/64"].map(|cidr| cidr.parse().expect("net"));
+    let text = default_conflist(&cidrs, Path::new("/leases"));
     let value: Value = serde_json::from_str(&text).expect("JSON");
     let list = ConfList::parse(&value, Path::new("f")).expect("list");
     let names: Vec<_> = list
