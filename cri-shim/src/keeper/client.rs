@@ -2,7 +2,7 @@
 
 use super::connection::{self, Command, Reply};
 use super::error::KeeperError;
-use super::protocol::{Answer, Exit, ExitStatus, IoSpec, Request};
+use super::protocol::{Answer, Exit, ExitStatus, IoSpec, Request, VERSION};
 use super::spawn;
 use crate::watch::watch;
 use bytes::Bytes;
@@ -162,15 +162,18 @@ impl Client {
         let (commands, receiver) = mpsc::unbounded_channel();
         tokio::spawn(connection::run(config, first, receiver));
         let client = Client { commands };
-        client
-            .call(
-                Request::Hello {
-                    version: super::protocol::VERSION,
-                },
-                Vec::new(),
-            )
-            .await?;
-        Ok(client)
+        // A keeper that is dying may still have taken the connection: the next one is its successor's.
+        for _ in 0..10 {
+            match client
+                .call(Request::Hello { version: VERSION }, Vec::new())
+                .await
+            {
+                Ok(_) => return Ok(client),
+                Err(KeeperError::Disconnected) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(KeeperError::Disconnected)
     }
 
     /// Starts a container; returns after its `execve`. For an id that is held already, the running launch or the

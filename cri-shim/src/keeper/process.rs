@@ -4,7 +4,7 @@ use super::environment;
 use super::scribe_link::ScribeLink;
 use super::server::Keeper;
 use linux::namespace::{self, NamespaceKind};
-use rustix::fs::{CWD, MemfdFlags, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -79,6 +79,8 @@ fn parse_options(args: Vec<OsString>) -> Result<Options, String> {
 
 /// The first stage.
 fn detach(options: &Options) -> Result<(), String> {
+    // Whatever the caller has open beyond the standard three is not for us to keep.
+    linux::process::close_on_exec_from(3).map_err(|error| error.to_string())?;
     environment::leave_session();
     environment::raise_descriptor_limit();
     let program = environment::read_only_program();
@@ -131,10 +133,7 @@ fn hold(options: &Options) -> Result<(), String> {
             "keeps the host's mount table, launches cost more: {error}"
         ));
     }
-    let scribe = ScribeLink::new(
-        [memory_file("orlop-spool")?, memory_file("orlop-intent")?],
-        mount_namespace,
-    );
+    let scribe = ScribeLink::new(mount_namespace);
     let mut keeper = Keeper::new(listener, containers, scribe).map_err(text)?;
     silence()?;
     complaints
@@ -152,11 +151,6 @@ fn open_dir(path: &Path) -> Result<OwnedFd, String> {
         Mode::empty(),
     )
     .map_err(|errno| format!("open {}: {errno}", path.display()))
-}
-
-fn memory_file(name: &str) -> Result<OwnedFd, String> {
-    rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
-        .map_err(|errno| format!("memfd_create: {errno}"))
 }
 
 /// Descriptor 0 under another number, so that standard input can become `/dev/null`.

@@ -2,13 +2,14 @@
 
 use super::error::Refusal;
 use super::held::{Container, ContainerState};
-use super::poll::{Peer, Received, Token, duplicate};
+use super::poll::{Peer, Received, Token, duplicate, kernel};
 use super::protocol::{Answer, ExitStatus};
 use super::server::{Keeper, Outcome, Source, Waiter, now};
 use super::stdio::Streams;
 use crate::scribe::protocol::{FromScribe, ToScribe};
 use linux::socket;
 use rustix::event::epoll::EventFlags;
+use rustix::fs::{Mode, OFlags};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
@@ -24,8 +25,6 @@ pub(super) struct ScribeLink {
     /// Not before this moment.
     restart_at: Instant,
     delay: Duration,
-    /// Survive the scribe: what it was about to write, and how far it came.
-    journal: [OwnedFd; 2],
     /// Where log files are: the keeper has a mount namespace of its own.
     mount_namespace: OwnedFd,
     reopens: HashMap<u64, (String, Waiter)>,
@@ -43,12 +42,11 @@ struct Running {
 
 impl ScribeLink {
     /// None runs until the event loop does.
-    pub(super) fn new(journal: [OwnedFd; 2], mount_namespace: OwnedFd) -> Self {
+    pub(super) fn new(mount_namespace: OwnedFd) -> Self {
         ScribeLink {
             running: None,
             restart_at: Instant::now(),
             delay: FIRST_RESTART_DELAY,
-            journal,
             mount_namespace,
             reopens: HashMap::new(),
             next_reopen: 1,
@@ -111,11 +109,11 @@ impl Keeper {
             watched_for: EventFlags::IN,
             since: Instant::now(),
         });
-        let [spool, head] = &self.scribe.journal;
+        let namespace = duplicate(&self.scribe.mount_namespace);
         let fds = [
-            duplicate(spool),
-            duplicate(head),
-            duplicate(&self.scribe.mount_namespace),
+            self.open_intent(),
+            duplicate(&self.containers_dir),
+            namespace,
         ];
         let fds = fds
             .into_iter()
@@ -124,6 +122,19 @@ impl Keeper {
         self.tell_scribe(&ToScribe::Start, fds);
         self.give_all_to_scribe();
         Ok(())
+    }
+
+    /// What the scribe is about to write, in a file that survives both of us. Opened anew for each scribe: it locks it,
+    /// and a lock belongs to the open file.
+    fn open_intent(&self) -> linux::Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        rustix::fs::openat(
+            &self.containers_dir,
+            ".intent",
+            flags,
+            Mode::from_raw_mode(0o600),
+        )
+        .map_err(|errno| kernel("open the scribe's journal", errno))
     }
 
     fn give_all_to_scribe(&mut self) {
@@ -209,7 +220,7 @@ impl Keeper {
                 return Err(Refusal::state(id, "has no streams"));
             }
             Streams::Fifos { stdin, .. } => stdin.is_some(),
-            Streams::Terminal { .. } => container.record.io.as_ref().is_some_and(|io| io.stdin),
+            Streams::Terminal(_) => container.record.io.as_ref().is_some_and(|io| io.stdin),
         };
         let terminal = container.streams.master().is_some();
         let (ours, theirs) = socket::pair()?;

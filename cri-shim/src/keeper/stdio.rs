@@ -3,7 +3,7 @@
 //! The container's output ends are opened for reading and writing: it never gets SIGPIPE, whoever of us dies, and one
 //! that prints more than the FIFO holds just waits. Its input is opened for reading only, so that it can see the end.
 
-use super::poll::{duplicate, kernel, set_nonblocking};
+use super::poll::{duplicate, set_nonblocking};
 use super::protocol::IoSpec;
 use oci_runtime::Stdio;
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -20,12 +20,8 @@ pub(crate) enum Streams {
         stdout: OwnedFd,
         stderr: OwnedFd,
     },
-    Terminal {
-        master: OwnedFd,
-        /// A pipe, read and write end, into which the scribe puts what it reads from the terminal before it writes it
-        /// to the log, since reading a terminal (unlike a pipe) can't be repeated.
-        pending: (OwnedFd, OwnedFd),
-    },
+    /// Its master.
+    Terminal(OwnedFd),
     /// A terminal whose master nobody held when its keeper died.
     LostTerminal,
 }
@@ -85,26 +81,21 @@ impl Streams {
     /// Takes a terminal's master.
     ///
     /// # Errors
-    /// `pipe2`'s.
+    /// `fcntl`'s.
     pub(crate) fn terminal(master: OwnedFd) -> linux::Result<Streams> {
         set_nonblocking(&master)?;
-        let pending = rustix::pipe::pipe_with(
-            rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK,
-        )
-        .map_err(|errno| kernel("pipe2", errno))?;
-        Ok(Streams::Terminal { master, pending })
+        Ok(Streams::Terminal(master))
     }
 
     /// The terminal's master.
     pub(crate) fn master(&self) -> Option<&OwnedFd> {
         match self {
-            Streams::Terminal { master, .. } => Some(master),
+            Streams::Terminal(master) => Some(master),
             _ => None,
         }
     }
 
-    /// Duplicates for the scribe: stdout, stderr and perhaps stdin, or the master and the pending pipe; `None` without
-    /// streams.
+    /// Duplicates for the scribe: stdout, stderr and perhaps stdin, or the master; `None` without streams.
     ///
     /// # Errors
     /// EMFILE.
@@ -122,11 +113,7 @@ impl Streams {
                 }
                 Some(fds)
             }
-            Streams::Terminal { master, pending } => Some(vec![
-                duplicate(master)?,
-                duplicate(&pending.0)?,
-                duplicate(&pending.1)?,
-            ]),
+            Streams::Terminal(master) => Some(vec![duplicate(master)?]),
         })
     }
 
@@ -143,10 +130,10 @@ pub(crate) fn has_fifos(io: &IoSpec) -> bool {
     !io.terminal
 }
 
-/// Removes the FIFOs' names.
+/// Removes the FIFOs' names, and the scribe's spools.
 pub(crate) fn remove_fifos(dir: BorrowedFd<'_>) {
-    for name in [STDIN, STDOUT, STDERR] {
-        // A container has two of them or three or none.
+    for name in [STDIN, STDOUT, STDERR, "stdout.spool", "stderr.spool"] {
+        // A container has some of them.
         let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
     }
 }

@@ -1,9 +1,9 @@
-//! One batch of one stream: look, show, write, remove.
+//! One batch of one stream: take, show, write, finish.
 
 use super::container::Container;
 use super::entries;
 use super::journal::Intent;
-use super::output::MAX_PEEK;
+use super::output::Output;
 use super::protocol::FromScribe;
 use super::server::Scribe;
 use std::time::Instant;
@@ -20,7 +20,7 @@ enum Step {
 }
 
 impl Scribe {
-    /// Looks at a stream, writes one batch at most, and queues it again if there may be more.
+    /// Takes what a stream has, writes one batch at most, and queues it again if there may be more.
     pub(super) fn advance(&mut self, id: &str, stream: usize) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
@@ -29,18 +29,30 @@ impl Scribe {
             return;
         };
         output.queued = false;
-        let may_have_more = output.pump();
-        let step = if self.held_back(id) {
-            Step::Pause
-        } else {
-            self.write_batch(id, stream)
+        if self.held_back(id) {
+            return self.pause(id, stream);
+        }
+        let Some(output) = self.output(id, stream) else {
+            return;
         };
-        match step {
+        let may_have_more = match output.fill() {
+            Ok(may_have_more) => may_have_more,
+            Err(cause) => {
+                self.log(format!("{id}: spool output: {cause}"));
+                return self.pause(id, stream);
+            }
+        };
+        self.show(id, stream);
+        match self.write_batch(id, stream) {
             Step::Again => self.make_ready(id, stream),
             Step::Idle if may_have_more => self.make_ready(id, stream),
             Step::Idle => self.settle(id, stream),
             Step::Pause => self.pause(id, stream),
         }
+    }
+
+    fn output(&mut self, id: &str, stream: usize) -> Option<&mut Output> {
+        self.containers.get_mut(id)?.outputs.get_mut(stream)
     }
 
     /// Whether an attached client is behind, and the output waits for it. One that makes no progress is cut off.
@@ -67,56 +79,16 @@ impl Scribe {
         behind
     }
 
-    fn write_batch(&mut self, id: &str, stream: usize) -> Step {
-        let Some(container) = self.containers.get_mut(id) else {
-            return Step::Idle;
-        };
-        let output = &container.outputs[stream];
-        let peek = match output.peek(&self.scratch, &mut self.peeked) {
-            Ok(peek) => peek,
-            Err(errno) => {
-                self.log(format!("{id}: look at output: {errno}"));
-                return Step::Pause;
-            }
-        };
-        self.show(id, stream);
-        let Some(container) = self.containers.get_mut(id) else {
-            return Step::Idle;
-        };
-        let output = &mut container.outputs[stream];
-        let mut ended = output.hung_up || output.drain.is_some();
-        self.formatted.clear();
-        // A look that took in less than there is has met the limit of pieces: what it saw can't become more.
-        ended |= peek.more && self.peeked.len() < MAX_PEEK;
-        let stamp = entries::timestamp(wall_clock_ns());
-        let mut taken = entries::format(
-            &self.peeked,
-            output.name,
-            &stamp,
-            ended,
-            &mut self.formatted,
-        );
-        if taken == 0 {
-            if self.peeked.is_empty() {
-                return Step::Idle;
-            }
-            if !output.is_full() {
-                return Step::Idle;
-            }
-            taken = entries::format(&self.peeked, output.name, &stamp, true, &mut self.formatted);
-        }
-        self.commit(id, stream, taken)
-    }
-
     /// Shows attached clients what they have not seen.
     fn show(&mut self, id: &str, stream: usize) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        let output = &mut container.outputs[stream];
+        let Some(output) = container.outputs.get_mut(stream) else {
+            return;
+        };
         let number = if stream == 1 { 2 } else { 1 };
-        let new = self.peeked.get(output.seen..).unwrap_or_default();
-        output.seen = output.seen.max(self.peeked.len());
+        let new = output.spool.pending.get(output.seen..).unwrap_or_default();
         let mut gone = Vec::new();
         if !new.is_empty() {
             for client in &mut container.clients {
@@ -125,6 +97,7 @@ impl Scribe {
                 }
             }
         }
+        output.seen = output.spool.pending.len();
         let tokens: Vec<_> = container
             .clients
             .iter()
@@ -137,81 +110,97 @@ impl Scribe {
             .for_each(|token| self.watch_client(id, token));
     }
 
-    /// Appends the formatted entries to the log, and removes the `taken` bytes that they say from the pipe.
-    fn commit(&mut self, id: &str, stream: usize, taken: usize) -> Step {
-        let (Some(container), Some(journal)) = (self.containers.get_mut(id), &mut self.journal)
-        else {
-            return Step::Pause;
+    fn write_batch(&mut self, id: &str, stream: usize) -> Step {
+        let Some(container) = self.containers.get_mut(id) else {
+            return Step::Idle;
         };
-        let mut problem = None;
-        if container.io.log_path.is_some() {
-            if container.log.is_none() {
-                problem = container.reopen_log().err().map(|cause| cause.to_string());
+        let Some(output) = container.outputs.get(stream) else {
+            return Step::Idle;
+        };
+        let ended = output.ended || output.drain.is_some();
+        self.formatted.clear();
+        let stamp = entries::timestamp(wall_clock_ns());
+        let taken = entries::format(
+            &output.spool.pending,
+            output.name,
+            &stamp,
+            ended,
+            &mut self.formatted,
+        );
+        if taken == 0 {
+            return Step::Idle;
+        }
+        match self.append(id, stream, taken) {
+            Ok(()) => {
+                self.finish(id, stream, taken);
+                self.log_works_again(id);
+                Step::Again
             }
-            if let Some(log) = &mut container.log {
-                let intent = Intent {
-                    id: id.to_owned(),
-                    stream,
-                    file: log.id,
-                    offset: log.length,
-                    length: self.formatted.len() as u64,
-                    raw: taken as u64,
-                    spool: journal.position(),
-                };
-                problem = journal
-                    .intend(&intent)
-                    .map_err(|errno| errno.to_string())
-                    .err();
-                if problem.is_none() {
-                    problem = log
-                        .append(&self.formatted)
-                        .err()
-                        .map(|cause| cause.to_string());
-                }
-            }
+            Err(cause) => self.log_failed(id, stream, taken, &cause),
         }
-        if let Some(cause) = problem {
-            return self.log_failed(id, stream, taken, &cause);
-        }
-        if let Err(errno) = journal.remove(&container.outputs[stream].pipe, taken as u64) {
-            self.log(format!("{id}: remove what was logged: {errno}"));
-            return Step::Pause;
-        }
-        self.taken(id, stream, taken);
-        self.log_works_again(id);
-        Step::Again
     }
 
-    fn taken(&mut self, id: &str, stream: usize, taken: usize) {
+    /// Appends the formatted entries, which say `taken` bytes of the spool, to the log.
+    fn append(&mut self, id: &str, stream: usize, taken: usize) -> Result<(), String> {
         let Some(container) = self.containers.get_mut(id) else {
+            return Ok(());
+        };
+        if container.io.log_path.is_none() {
+            return Ok(());
+        }
+        if container.log.is_none() {
+            container.reopen_log().map_err(|cause| cause.to_string())?;
+        }
+        let (Some(log), Some(journal)) = (&mut container.log, &self.journal) else {
+            return Err("no journal".to_owned());
+        };
+        let done = container.outputs[stream].spool.done();
+        let intent = Intent {
+            id: id.to_owned(),
+            stream,
+            file: log.id,
+            offset: log.length,
+            length: self.formatted.len() as u64,
+            done: (done, done + taken as u64),
+        };
+        journal
+            .intend(&intent)
+            .map_err(|cause| format!("write intent: {cause}"))?;
+        log.append(&self.formatted)
+            .map_err(|cause| cause.to_string())
+    }
+
+    /// The first `taken` bytes of a spool are done with.
+    fn finish(&mut self, id: &str, stream: usize, taken: usize) {
+        let Some(output) = self.output(id, stream) else {
             return;
         };
-        let output = &mut container.outputs[stream];
         output.seen = output.seen.saturating_sub(taken);
         if let Some(left) = &mut output.drain {
             *left = left.saturating_sub(taken as u64);
         }
+        if let Err(cause) = output.spool.finish(taken) {
+            self.log(format!("{id}: count what is written: {cause}"));
+        }
     }
 
-    /// A log that can't be written holds its container back only until the pipe is full; from then on the oldest output
-    /// is given up, so that a full disk stops a log and not a program.
+    /// A log that can't be written holds its container back only until spool and pipe are full; from then on the oldest
+    /// output is given up, so that a full disk stops a log and not a program.
     fn log_failed(&mut self, id: &str, stream: usize, taken: usize, cause: &str) -> Step {
-        let (Some(container), Some(journal)) = (self.containers.get_mut(id), &mut self.journal)
-        else {
-            return Step::Pause;
+        let Some(container) = self.containers.get_mut(id) else {
+            return Step::Idle;
         };
         let first = !std::mem::replace(&mut container.log_failing, true);
         let output = &container.outputs[stream];
-        let give_up = output.is_full() || output.drain.is_some();
-        let given_up = give_up && journal.remove(&output.pipe, taken as u64).is_ok();
-        if given_up {
+        let give_up = output.is_stuffed() || output.drain.is_some();
+        if give_up {
             container.lost += taken as u64;
-            self.taken(id, stream, taken);
+            self.finish(id, stream, taken);
         }
         if first {
             self.log(format!("{id}: write log: {cause}; trying again"));
         }
-        if given_up { Step::Again } else { Step::Pause }
+        if give_up { Step::Again } else { Step::Pause }
     }
 
     fn log_works_again(&mut self, id: &str) {
@@ -231,7 +220,11 @@ impl Scribe {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        if let Some(left) = &mut container.outputs[stream].drain {
+        if let Some(left) = container
+            .outputs
+            .get_mut(stream)
+            .and_then(|output| output.drain.as_mut())
+        {
             *left = 0;
         }
         self.tell_if_drained(id);

@@ -3,12 +3,14 @@
 use super::attached::Attached;
 use super::journal::{Intent, Journal};
 use super::log_file::LogFile;
-use super::output::{Output, Terminal};
+use super::output::{Output, Source};
+use super::spool::Spool;
 use crate::keeper::IoSpec;
 use crate::keeper::poll::{Poller, Token};
 use rustix::event::epoll::EventFlags;
+use rustix::fs::{Mode, OFlags};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// One container.
 #[derive(Debug)]
@@ -30,42 +32,48 @@ pub(super) struct Container {
 }
 
 impl Container {
-    /// From what `Streams::duplicates` gave.
+    /// From what `Streams::duplicates` gave; `dir` is the container's directory, where its spools are.
     ///
     /// # Errors
-    /// Descriptors are missing.
+    /// Descriptors are missing, or a spool can't be opened.
     pub(super) fn new(
         id: String,
         io: IoSpec,
         fds: Vec<OwnedFd>,
         tokens: [Token; 2],
+        dir: BorrowedFd<'_>,
     ) -> Result<Self, String> {
-        let output = |pipe, terminal, name, token| Output {
-            pipe,
-            terminal,
-            name,
-            token,
-            queued: false,
-            paused: false,
-            hung_up: false,
-            seen: 0,
-            drain: None,
+        let output = |source, stream: usize| {
+            let name = ["stdout", "stderr"][stream];
+            let spool =
+                open_spool(dir, name).map_err(|cause| format!("open spool of {name}: {cause}"))?;
+            let token = tokens[stream];
+            Ok::<_, String>(Output {
+                source,
+                spool,
+                name,
+                token,
+                queued: false,
+                paused: false,
+                ended: false,
+                seen: 0,
+                drain: None,
+            })
         };
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or("descriptors are missing");
         let (outputs, stdin) = if io.terminal {
-            let (master, reader, pending) = (next()?, next()?, next()?);
+            let master = next()?;
             let stdin = if io.stdin {
                 crate::keeper::poll::duplicate(&master).ok()
             } else {
                 None
             };
-            let terminal = Some(Terminal { master, pending });
-            (vec![output(reader, terminal, "stdout", tokens[0])], stdin)
+            (vec![output(Source::Terminal(master), 0)?], stdin)
         } else {
             let outputs = vec![
-                output(next()?, None, "stdout", tokens[0]),
-                output(next()?, None, "stderr", tokens[1]),
+                output(Source::Pipe(next()?), 0)?,
+                output(Source::Pipe(next()?), 1)?,
             ];
             (outputs, if io.stdin { next().ok() } else { None })
         };
@@ -88,7 +96,7 @@ impl Container {
     ///
     /// # Errors
     /// What could not be repaired, in words.
-    pub(super) fn finish_last_batch(&mut self, journal: &mut Journal) -> Result<(), String> {
+    pub(super) fn finish_last_batch(&mut self, journal: &Journal) -> Result<(), String> {
         let Some(intent) = journal.last().filter(|intent| intent.id == self.id) else {
             return Ok(());
         };
@@ -97,36 +105,36 @@ impl Container {
             file,
             offset,
             length,
-            raw,
-            spool,
+            done: (before, after),
             ..
         } = intent;
-        let removed = journal.position() - spool;
-        if removed >= raw {
-            return Ok(());
-        }
-        let Some(output) = self.outputs.get(stream) else {
+        let Some(output) = self.outputs.get_mut(stream) else {
             return Ok(());
         };
-        if removed == 0 {
-            let Some(path) = &self.io.log_path else {
-                return Ok(());
-            };
-            let Some(mut log) = LogFile::find(path, file) else {
-                return Ok(());
-            };
-            if log.length < offset + length {
-                return if log.length > offset {
-                    log.cut(offset)
-                        .map_err(|cause| format!("cut a half-written entry: {cause}"))
-                } else {
-                    Ok(())
-                };
-            }
+        if output.spool.done() != before {
+            return Ok(());
         }
-        journal
-            .remove(&output.pipe, raw - removed)
-            .map_err(|errno| format!("remove what was logged: {errno}"))
+        let Some(path) = &self.io.log_path else {
+            return Ok(());
+        };
+        let Some(mut log) = LogFile::find(path, file) else {
+            return Ok(());
+        };
+        if log.length >= offset + length {
+            let count = usize::try_from(after - before)
+                .unwrap_or(0)
+                .min(output.spool.pending.len());
+            return output
+                .spool
+                .finish(count)
+                .map_err(|cause| format!("finish a written batch: {cause}"));
+        }
+        if log.length > offset {
+            return log
+                .cut(offset)
+                .map_err(|cause| format!("cut a half-written batch: {cause}"));
+        }
+        Ok(())
     }
 
     /// Opens the log file by its path; the one that was open is closed.
@@ -140,17 +148,13 @@ impl Container {
         Ok(())
     }
 
-    /// Watches the outputs, for changes: what lies in a pipe unread, because it is a line without its end, is no event.
+    /// Watches the outputs, for changes: one that is not read for a while (its log can't be written) is no event.
     ///
     /// # Errors
     /// `epoll_ctl`'s.
     pub(super) fn watch(&self, poller: &Poller) -> linux::Result<()> {
         for output in &self.outputs {
-            let fd = output
-                .terminal
-                .as_ref()
-                .map_or(&output.pipe, |terminal| &terminal.master);
-            poller.add(fd, output.token, EventFlags::IN | EventFlags::ET)?;
+            poller.add(output.fd(), output.token, EventFlags::IN | EventFlags::ET)?;
         }
         Ok(())
     }
@@ -159,12 +163,7 @@ impl Container {
     pub(super) fn unwatch(&self, poller: &Poller) -> Vec<Token> {
         let mut tokens = Vec::new();
         for output in &self.outputs {
-            poller.remove(
-                output
-                    .terminal
-                    .as_ref()
-                    .map_or(&output.pipe, |terminal| &terminal.master),
-            );
+            poller.remove(output.fd());
             tokens.push(output.token);
         }
         if let (Some(token), Some(stdin)) = (self.stdin_token, &self.stdin) {
@@ -178,22 +177,22 @@ impl Container {
         tokens
     }
 
-    pub(super) fn hang_up(&mut self, stream: usize) {
-        // A terminal's last words are still to be read; the read tells its end.
-        if let Some(output) = self.outputs.get_mut(stream)
-            && output.terminal.is_none()
-        {
-            output.hung_up = true;
-        }
-    }
-
-    /// The process has ended: what its pipes hold now is the rest of its output. (Others may go on printing.)
+    /// The process has ended: what there is now is the rest of its output. (Others may go on printing.)
     pub(super) fn begin_drain(&mut self) {
         self.draining = true;
         for output in &mut self.outputs {
-            while output.pump() && output.available() < super::output::MAX_PEEK as u64 / 2 {}
-            output.drain.get_or_insert(0);
-            output.drain = Some(output.available());
+            output.drain = Some(output.unwritten());
         }
     }
+}
+
+fn open_spool(dir: BorrowedFd<'_>, name: &str) -> io::Result<Spool> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::openat(
+        dir,
+        format!("{name}.spool"),
+        flags,
+        Mode::from_raw_mode(0o600),
+    )?;
+    Spool::open(file.into())
 }

@@ -1,11 +1,11 @@
 //! The scribe: the process that writes containers' log files and serves attached clients.
 //!
 //! It has duplicates of the streams that the [keeper](crate::keeper) holds, and may die at any time: what it has not yet
-//! written lies in the pipes, and the [journal] tells its successor whether the batch under way was written. It is the
-//! one process that waits for log disks.
+//! written lies in the pipes and in their [spools](spool), and the [journal] tells its successor whether the batch under
+//! way was written. It is the one process that waits for log disks.
 //!
-//! One stream, one batch: *look* at what is in the pipe without taking it, *show* it to attached clients, *write* the
-//! entries that are complete, *remove* from the pipe what they say. A line without its end stays in the pipe.
+//! One stream, one batch: *take* what is in the pipe into the spool, *show* it to attached clients, *write* the entries
+//! that are complete to the log, *finish*: count what they say as done. A line without its end stays in the spool.
 
 mod advance;
 mod attached;
@@ -17,6 +17,7 @@ mod log_file;
 mod output;
 pub(crate) mod protocol;
 mod server;
+mod spool;
 
 use crate::keeper::process::{own_stdin, silence};
 use std::ffi::OsString;

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ToScribe {
-    /// The first message. Descriptors: the two memory files of the [journal](super::journal), and the mount namespace in
-    /// which log files are.
+    /// The first message. Descriptors: the file of the [journal](super::journal), the directory with a directory for
+    /// each container, and the mount namespace in which log files are.
     Start,
     /// Read and log a container. Descriptors: those of `Streams::duplicates`.
     Take { id: String, io: IoSpec },

@@ -8,10 +8,10 @@ use crate::keeper::poll::{Peer, Poller, Received, Token};
 use linux::namespace::{self, NamespaceKind};
 use linux::socket::Message;
 use rustix::event::epoll::EventFlags;
-use rustix::pipe::PipeFlags;
+use rustix::fs::{Mode, OFlags};
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Batches written between two looks at the sockets.
@@ -43,19 +43,14 @@ pub(super) struct Scribe {
     pub ready: VecDeque<(String, usize)>,
     /// Streams to look at again later.
     pub paused: VecDeque<(Instant, String, usize)>,
-    /// Always empty between two looks.
-    pub scratch: (OwnedFd, OwnedFd),
-    pub peeked: Vec<u8>,
+    /// The keeper's directory of containers.
+    containers_dir: Option<OwnedFd>,
     pub formatted: Vec<u8>,
     buffer: Vec<u8>,
 }
 
 impl Scribe {
     pub(super) fn new(keeper: OwnedFd) -> linux::Result<Self> {
-        let scratch = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
-            .map_err(|errno| linux::Error::new("pipe2", "", errno.raw_os_error()))?;
-        // As many pieces as the largest ordinary pipe has. Refused, a look takes in less.
-        let _ = rustix::pipe::fcntl_setpipe_size(&scratch.0, 1 << 20);
         let mut scribe = Scribe {
             poller: Poller::new()?,
             sources: HashMap::new(),
@@ -67,8 +62,7 @@ impl Scribe {
             containers: HashMap::new(),
             ready: VecDeque::new(),
             paused: VecDeque::new(),
-            scratch,
-            peeked: Vec::new(),
+            containers_dir: None,
             formatted: Vec::new(),
             buffer: Vec::new(),
         };
@@ -117,14 +111,7 @@ impl Scribe {
         match self.sources.get(&token).cloned() {
             None => {}
             Some(Source::Keeper) => return self.handle_keeper(),
-            Some(Source::Output { id, stream }) => {
-                if flags.contains(EventFlags::HUP)
-                    && let Some(container) = self.containers.get_mut(&id)
-                {
-                    container.hang_up(stream);
-                }
-                self.make_ready(&id, stream);
-            }
+            Some(Source::Output { id, stream }) => self.make_ready(&id, stream),
             Some(Source::Client { id }) => self.handle_client(&id, token, flags),
             Some(Source::Stdin { id }) => self.give_input(&id),
         }
@@ -167,11 +154,15 @@ impl Scribe {
     }
 
     fn start(&mut self, fds: Vec<OwnedFd>) {
-        let Ok([spool, head, mount_namespace]) = <[OwnedFd; 3]>::try_from(fds) else {
+        let Ok([intent, containers_dir, mount_namespace]) = <[OwnedFd; 3]>::try_from(fds) else {
             self.log("started without journal".to_owned());
             return;
         };
-        self.journal = Some(Journal::new(spool, head));
+        match Journal::lock(intent.into()) {
+            Ok(journal) => self.journal = Some(journal),
+            Err(cause) => self.log(format!("lock journal: {cause}")),
+        }
+        self.containers_dir = Some(containers_dir);
         if let Err(error) = namespace::join(&mount_namespace, &[NamespaceKind::Mount]) {
             self.log(format!(
                 "{error}; log files are looked for in the keeper's mount namespace"
@@ -189,14 +180,20 @@ impl Scribe {
                 stream,
             })
         });
-        let mut container = match Container::new(id.clone(), io, fds, tokens) {
+        let container = self
+            .open_container_dir(&id)
+            .and_then(|dir| Container::new(id.clone(), io, fds, tokens, dir.as_fd()));
+        let mut container = match container {
             Ok(container) => container,
             Err(message) => {
+                tokens
+                    .iter()
+                    .for_each(|token| drop(self.sources.remove(token)));
                 self.log(format!("{id}: {message}"));
                 return;
             }
         };
-        if let Some(journal) = &mut self.journal
+        if let Some(journal) = &self.journal
             && let Err(message) = container.finish_last_batch(journal)
         {
             self.log(format!("{id}: {message}"));
@@ -210,6 +207,16 @@ impl Scribe {
         }
         self.containers.insert(id.clone(), container);
         (0..streams).for_each(|stream| self.make_ready(&id, stream));
+    }
+
+    fn open_container_dir(&self, id: &str) -> Result<OwnedFd, String> {
+        let containers = self
+            .containers_dir
+            .as_ref()
+            .ok_or("started without directory")?;
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(containers, id, flags, Mode::empty())
+            .map_err(|errno| format!("open container's directory: {errno}"))
     }
 
     fn drain(&mut self, id: &str) {
@@ -230,7 +237,10 @@ impl Scribe {
         };
         container.begin_drain();
         for stream in 0..container.outputs.len() {
-            self.advance(id, stream);
+            // At most what one pipe and one spool hold.
+            for _ in 0..TURN {
+                self.advance(id, stream);
+            }
         }
         let Some(container) = self.containers.remove(id) else {
             return;

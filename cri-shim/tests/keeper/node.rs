@@ -21,6 +21,7 @@ impl Node {
         let dir = tempfile::tempdir().unwrap();
         let rootfs = dir.path().join("rootfs");
         make_rootfs(&rootfs);
+        std::os::unix::fs::symlink(processes(), program(dir.path())).unwrap();
         let client = connect(dir.path()).await;
         Node {
             dir,
@@ -95,6 +96,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        // From here on the client can start no other keeper.
+        std::fs::remove_file(program(self.dir.path())).unwrap();
         for record in records(self.dir.path()) {
             kill(record);
         }
@@ -111,9 +114,13 @@ pub async fn connect(dir: &Path) -> Client {
 pub fn config(dir: &Path) -> Config {
     Config {
         dir: dir.join("keeper"),
-        program: processes(),
+        program: program(dir),
         cgroup: None,
     }
+}
+
+fn program(dir: &Path) -> PathBuf {
+    dir.join("program")
 }
 
 /// This crate's example `processes`, which is built with the tests.
