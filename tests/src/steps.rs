@@ -4,7 +4,7 @@
 use crate::leak::Snapshot;
 use crate::tally::{Outcome, Tally};
 use crate::workspace::{cargo, orlop, show};
-use crate::{arrows, e2e, setup};
+use crate::{arrows, e2e, setup, vm};
 
 /// Runs what was asked for (all, if nothing); whether it all held.
 pub fn test(names: &[&str]) -> anyhow::Result<bool> {
@@ -28,6 +28,7 @@ pub fn test(names: &[&str]) -> anyhow::Result<bool> {
     });
     tally.run("architecture", arrows::check);
     tally.run("crates", crates);
+    tally.run("vm-kernel", vm::kernel_tests);
     let scenarios = e2e::scenarios();
     if scenarios.iter().any(|scenario| tally.wants(scenario.name)) {
         let program = orlop()?;

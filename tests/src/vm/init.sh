@@ -38,7 +38,6 @@ fi
 stty -F /dev/ttyS0 -onlcr || true
 
 set +e
-. /vm/environment
 cd /root
 sh /vm/command < /dev/null
 echo "exit $?" > /dev/ttyS1

@@ -17,8 +17,6 @@ use crate::workspace::{run, tools};
 /// A guest to be booted: what is in it.
 pub struct Machine {
     programs: Vec<(String, PathBuf)>,
-    files: Vec<(String, PathBuf)>,
-    environment: Vec<(String, String)>,
     modules: Vec<String>,
     memory_mib: u32,
 }
@@ -64,8 +62,6 @@ impl Machine {
     pub fn new() -> Self {
         Self {
             programs: vec![("busybox".to_owned(), PathBuf::from("/bin/busybox"))],
-            files: Vec::new(),
-            environment: Vec::new(),
             modules: MODULES.iter().map(|name| (*name).to_owned()).collect(),
             memory_mib: 2048,
         }
@@ -74,18 +70,6 @@ impl Machine {
     /// Adds a static program as `/bin/NAME`, without its debug information.
     pub fn with_program(mut self, name: &str, path: &Path) -> Self {
         self.programs.push((name.to_owned(), path.to_owned()));
-        self
-    }
-
-    /// Adds a file of the host's at `guest`, which begins with `/etc/` or `/vm/`.
-    pub fn with_file(mut self, guest: &str, path: &Path) -> Self {
-        self.files.push((guest.to_owned(), path.to_owned()));
-        self
-    }
-
-    /// Sets a variable of the command's.
-    pub fn with_env(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -180,12 +164,6 @@ impl Machine {
         for applet in applets()? {
             archive.link(&format!("/bin/{applet}"), "busybox");
         }
-        for (guest, path) in &self.files {
-            archive.file(
-                guest,
-                &fs::read(path).with_context(|| format!("read {}", path.display()))?,
-            );
-        }
         archive.file("/etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n");
         archive.file("/etc/group", b"root:x:0:\n");
         archive.file("/etc/hostname", b"vm\n");
@@ -203,11 +181,6 @@ impl Machine {
         }
         archive.folder("/modules");
         archive.file("/vm/modules", list.as_bytes());
-        let exports = self
-            .environment
-            .iter()
-            .map(|(name, value)| format!("export {name}={}\n", quoted(value)));
-        archive.file("/vm/environment", exports.collect::<String>().as_bytes());
         let words: Vec<String> = command.iter().map(|word| quoted(word)).collect();
         archive.file(
             "/vm/command",

@@ -13,9 +13,11 @@
 
 mod cpio;
 mod kernel;
+mod kernel_tests;
 mod machine;
 
 pub use kernel::Kernel;
+pub use kernel_tests::kernel_tests;
 pub use machine::Machine;
 
 use std::time::Duration;
