@@ -240,22 +240,28 @@ impl Walk {
             .next()
             .unwrap_or_default()
             .to_owned();
+        let found = match (ty, value) {
+            // Go shows a number only where another number would do.
+            (Type::Int32 | Type::Int64, Value::Number(number)) => format!("number {number}"),
+            _ => describe(value),
+        };
         TypeError::Mismatch {
-            found: describe(value),
+            found,
             holder,
             path: self.dotted(false),
             wanted: go_type(ty),
         }
     }
 
-    fn dotted(&self, with_indexes: bool) -> String {
+    /// The place that the walk is at. Go's type errors name fields only, not the indexes and keys between them.
+    fn dotted(&self, exact: bool) -> String {
         let mut text = String::new();
         for step in &self.path {
             match step {
-                Step::Index(index) if with_indexes => text.push_str(&format!("[{index}]")),
-                Step::Index(_) => {}
                 Step::Field(name) => push_dotted(&mut text, name),
-                Step::Key(key) => push_dotted(&mut text, key),
+                Step::Index(index) if exact => text.push_str(&format!("[{index}]")),
+                Step::Key(key) if exact => push_dotted(&mut text, key),
+                Step::Index(_) | Step::Key(_) => {}
             }
         }
         text
@@ -332,7 +338,7 @@ fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
         Value::Bool(_) => "bool".into(),
-        Value::Number(number) => format!("number {number}"),
+        Value::Number(_) => "number".into(),
         Value::String(_) => "string".into(),
         Value::Array(_) => "array".into(),
         Value::Object(_) => "object".into(),

@@ -92,7 +92,22 @@ fn tagged(parts: &Parts, text: Vec<u8>) -> Reply {
     reply
 }
 
+/// client-go reads version 2 of OpenAPI in this form only.
+const OPENAPI_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
 fn document(parts: &Parts, rest: &[&str]) -> Result<Reply> {
+    let accepted = parts
+        .headers
+        .get(ACCEPT)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
+    if rest == ["v2"] && accepted.contains("proto-openapi.spec.v2") {
+        let mut reply = tagged(parts, openapi::v2_protobuf());
+        reply
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(OPENAPI_PROTOBUF));
+        return Ok(reply);
+    }
     let document = match rest {
         ["v3"] => Some(openapi::v3_index()),
         ["v3", group_version @ ..] => openapi::v3_document(&group_version.join("/")),

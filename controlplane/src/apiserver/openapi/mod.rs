@@ -5,6 +5,7 @@
 //! it is asked for and not kept.
 
 mod definitions;
+mod gnostic;
 mod operations;
 #[cfg(test)]
 mod tests;
@@ -69,6 +70,11 @@ pub fn v2_document() -> Value {
         "paths": operations::paths(&served, Form::V2),
         "definitions": definitions::of(&served, Form::V2),
     })
+}
+
+/// `/openapi/v2` in protobuf.
+pub fn v2_protobuf() -> Vec<u8> {
+    gnostic::encode(&v2_document())
 }
 
 fn info() -> Value {
