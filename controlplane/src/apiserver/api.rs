@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::auth::tokens::Tokens;
-use super::auth::{User, authenticate, authorize};
+use super::auth::{User, authenticate, authorize, impersonate};
 use super::cache::{Cache, Resource};
 use super::config::Config;
 use super::failure::{Failure, Result};
@@ -68,6 +68,7 @@ impl Api {
         let route = route(&parts.method, parts.uri.path(), &query);
         let user =
             authenticate::authenticate(connection, &parts.headers, &self.tokens, &self.cache)?;
+        let user = impersonate::impersonate(user, &parts.headers)?;
         authorize::authorize(&user, &route)?;
         let mut target = match route {
             Route::Path { path, .. } => return paths::answer(self, &parts, &query, &path),

@@ -53,6 +53,13 @@ pub const REVIEWS: &[Review] = &[
     },
     Review {
         group: AUTHORIZATION,
+        kind: "SelfSubjectRulesReview",
+        plural: "selfsubjectrulesreviews",
+        namespaced: false,
+        schema: "authorization/v1.SelfSubjectRulesReview",
+    },
+    Review {
+        group: AUTHORIZATION,
         kind: "LocalSubjectAccessReview",
         plural: "localsubjectaccessreviews",
         namespaced: true,
@@ -89,6 +96,7 @@ pub fn answer(
     object["status"] = match review.kind {
         "TokenReview" => token_status(api, &object),
         "SelfSubjectReview" => json!({"userInfo": user.to_json()}),
+        "SelfSubjectRulesReview" => rules_status(user),
         "SelfSubjectAccessReview" => access_status(user, &object)?,
         _ => access_status(&subject(&object), &object)?,
     };
@@ -165,6 +173,17 @@ fn access_status(user: &User, review: &Value) -> Result<Value> {
     } else {
         json!({"allowed": false, "reason": ""})
     })
+}
+
+/// Everything that `user` may do, for `kubectl auth can-i --list`.
+fn rules_status(user: &User) -> Value {
+    let resources: Vec<Value> = authorize::rules(user)
+        .map(|rule| json!({"verbs": rule.verbs, "apiGroups": rule.groups, "resources": rule.resources}))
+        .collect();
+    let paths: Vec<Value> = authorize::readable_paths(user)
+        .map(|path| json!({"verbs": ["get"], "nonResourceURLs": [path, format!("{path}/*")]}))
+        .collect();
+    json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
 }
 
 /// The verbs that rules know; any other is asked for in vain by all but those who may do everything.

@@ -21,33 +21,37 @@ pub fn authorize(user: &User, route: &Route) -> Result<()> {
 
 /// Whether `user` may do it.
 pub fn allows(user: &User, route: &Route) -> bool {
-    if user.is_in("system:masters") {
-        return true;
-    }
     match route {
+        _ if user.is_in("system:masters") => true,
         Route::Path { verb, path } => {
-            let under = |roots: &[&str]| {
-                roots.iter().any(|root| {
-                    path.strip_prefix(root)
-                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-                })
+            let under = |root: &str| {
+                path.strip_prefix(root)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             };
-            matches!(verb.as_str(), "get" | "head")
-                && (under(PUBLIC_PATHS)
-                    || user.is_in("system:authenticated") && under(DISCOVERY_PATHS))
+            matches!(verb.as_str(), "get" | "head") && readable_paths(user).any(under)
         }
         Route::Resource(target) => {
-            let granted = GRANTS
-                .iter()
-                .filter(|grant| match grant.subject {
-                    Subject::User(name) => user.name == name,
-                    Subject::Group(name) => user.is_in(name),
-                })
-                .flat_map(|grant| grant.rules)
-                .any(|rule| permits(rule, target));
-            granted && !touches_another_node(user, target)
+            rules(user).any(|rule| permits(rule, target)) && !touches_another_node(user, target)
         }
     }
+}
+
+/// The rules that hold for a user.
+pub fn rules(user: &User) -> impl Iterator<Item = &'static Rule> {
+    GRANTS
+        .iter()
+        .filter(|grant| match grant.subject {
+            Subject::User(name) => user.name == name,
+            Subject::Group(name) => user.is_in(name),
+        })
+        .flat_map(|grant| grant.rules)
+}
+
+/// The paths that a user may read, with all below them.
+pub fn readable_paths(user: &User) -> impl Iterator<Item = &'static str> {
+    let discovery = user.is_in("system:authenticated");
+    let more = if discovery { DISCOVERY_PATHS } else { &[] };
+    PUBLIC_PATHS.iter().chain(more).copied()
 }
 
 fn permits(rule: &Rule, target: &Target) -> bool {

@@ -2,6 +2,7 @@
 
 pub mod authenticate;
 pub mod authorize;
+pub mod impersonate;
 pub mod rules;
 pub mod tokens;
 

@@ -57,6 +57,10 @@ const REVIEWS: Rule = rule(
 
 pub const GRANTS: &[Grant] = &[
     Grant {
+        subject: Subject::Group("system:masters"),
+        rules: &[rule(ANY, ANY, ANY)],
+    },
+    Grant {
         subject: Subject::Group("system:authenticated"),
         rules: &[
             rule(

@@ -338,3 +338,71 @@ fn event_line(change_type: ChangeType, stored: &[u8], revision: Revision) -> (By
     let json = line.slice(begin..end);
     (line, json)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apiserver::kinds::kinds;
+
+    fn resource() -> Resource {
+        let kind = kinds().iter().find(|k| k.plural == "configmaps").unwrap();
+        Resource::new(kind)
+    }
+
+    fn write(resource: &Resource, revision: u64, padding: usize) {
+        let value = format!(
+            r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"a","namespace":"x"}},"data":{{"k":"{}"}}}}"#,
+            "x".repeat(padding)
+        );
+        resource.apply(
+            "x/a",
+            &Event {
+                key: "".into(),
+                value: value.into(),
+                created: Revision(1),
+                revision: Revision(revision),
+                deleted: false,
+            },
+        );
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_does_not_read_is_ended_and_the_others_go_on() {
+        let resource = resource();
+        let mut slow = resource.watch(Revision(0), Filter::default()).unwrap();
+        let mut quick = resource.watch(Revision(0), Filter::default()).unwrap();
+        for revision in 1..=WATCH_QUEUE as u64 + 10 {
+            write(&resource, revision, 0);
+            assert!(quick.next().await.is_some());
+        }
+        let mut seen = 0;
+        while slow.next().await.is_some() {
+            seen += 1;
+        }
+        assert_eq!(seen, WATCH_QUEUE);
+        write(&resource, 5000, 0);
+        assert_eq!(
+            quick.next().await.unwrap().change.object.revision,
+            Revision(5000)
+        );
+    }
+
+    #[test]
+    fn a_watch_can_resume_as_far_back_as_the_history_goes() {
+        let resource = resource();
+        let size = HISTORY_BYTES / HISTORY_MIN / 2;
+        for revision in 1..=300 {
+            write(&resource, revision, size);
+        }
+        let oldest = resource.watch(Revision(1), Filter::default()).unwrap_err();
+        let resumed = resource.watch(oldest, Filter::default()).unwrap();
+        let kept = resumed.past.len() as u64;
+        assert_eq!(oldest, Revision(300 - kept));
+        assert!((100..=130).contains(&kept), "{kept}");
+        assert!(
+            resource
+                .watch(Revision(oldest.0 - 1), Filter::default())
+                .is_err()
+        );
+    }
+}

@@ -88,7 +88,7 @@ pub fn plain(request: &Request, old: &Value) -> Result<Value> {
 }
 
 /// A patch that leaves the resource version alone holds for any version.
-fn unpin(new: &mut Value, old: &Value) {
+pub fn unpin(new: &mut Value, old: &Value) {
     if new["metadata"]["resourceVersion"] == old["metadata"]["resourceVersion"] {
         metadata(new).shift_remove("resourceVersion");
     }

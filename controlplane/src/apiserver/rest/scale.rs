@@ -39,6 +39,9 @@ pub async fn put(api: &Api, request: &Request) -> Result<Reply> {
         };
         let mut new = old.clone();
         new["metadata"]["resourceVersion"] = scale["metadata"]["resourceVersion"].clone();
+        if target.verb == "patch" {
+            patch::unpin(&mut new, old);
+        }
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
             let error = api::field::FieldError::invalid(

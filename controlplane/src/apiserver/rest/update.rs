@@ -127,9 +127,22 @@ pub async fn update_object(
     }
 }
 
-/// Clients may leave these out, and may not change them.
+/// Clients may leave these out, and may not change them; the name and namespace least of all, since they are the
+/// object's key.
 fn keep_system_metadata(kind: &super::Kind, new: &mut Value, old: &Value) -> Result<()> {
     let (old_uid, name) = (api::object::uid(old), api::object::name(old));
+    let key = |object: &Value| {
+        (
+            api::object::namespace(object).to_owned(),
+            api::object::name(object).to_owned(),
+        )
+    };
+    if key(new) != key(old) {
+        return Err(Failure::bad_request(format!(
+            "the name of the object ({}) does not match the name on the URL ({name})",
+            api::object::name(new)
+        )));
+    }
     let given = api::object::uid(new).to_owned();
     if !given.is_empty() && given != old_uid {
         let why = format!(

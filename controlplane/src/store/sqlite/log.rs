@@ -308,3 +308,49 @@ fn engine(operation: &'static str, error: &rusqlite::Error) -> Error {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(key: &str) -> Write {
+        Write {
+            key: key.into(),
+            value: Bytes::from(vec![b'x'; 4096]),
+            expects: Expects::Absent,
+            deletes: false,
+        }
+    }
+
+    fn commit(log: &mut Log, key: &str) -> Result<()> {
+        let mut outcome = Ok(());
+        log.transaction(|transaction| outcome = transaction.apply(&write(key)).map(drop))
+            .and(outcome)
+    }
+
+    #[test]
+    fn a_full_disk_is_told_as_such_and_what_was_written_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = Log::open(&folder.path().join("store.db")).unwrap();
+        log.connection
+            .pragma_update(None, "max_page_count", 40)
+            .unwrap();
+        let mut written = Vec::new();
+        let failure = loop {
+            let key = format!("/{}", written.len());
+            match commit(&mut log, &key) {
+                Ok(()) => written.push(key),
+                Err(failure) => break failure,
+            }
+        };
+        assert_eq!(failure, Error::Full);
+        assert_eq!(log.newest(), Revision(written.len() as u64));
+        for key in &written {
+            assert!(log.get(key).unwrap().is_some());
+        }
+        log.connection
+            .pragma_update(None, "max_page_count", 1000)
+            .unwrap();
+        commit(&mut log, "/more").unwrap();
+    }
+}
