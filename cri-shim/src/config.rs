@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use crate::image::Limits;
 
 /// Where things are, and how large they may get. [`Config::default`] is what `orlop cri` runs with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The unix socket that is served.
     pub listen: PathBuf,
@@ -17,6 +18,8 @@ pub struct Config {
     pub netns_dir: PathBuf,
     /// The folder of CNI configurations.
     pub cni_conf_dir: PathBuf,
+    /// Where the default network keeps the leases of pod addresses.
+    pub cni_data_dir: PathBuf,
     /// The folders of CNI plugins that aren't ours.
     pub cni_bin_dirs: Vec<PathBuf>,
     /// The program that is started as keeper: this one, unless a test says otherwise.
@@ -34,12 +37,23 @@ pub struct Config {
 }
 
 /// A mirror of a registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Registry {
     /// The registry's host as it stands in image names, `docker.io`; `*` for every one.
     pub host: String,
     /// Where to look first, in order: `http://127.0.0.1:5000`.
     pub mirrors: Vec<String>,
+}
+
+impl Config {
+    /// Reads a configuration file; what it doesn't say stays as in [`Config::default`].
+    ///
+    /// # Errors
+    /// When it is not TOML, or has a key that is not one of this structure's.
+    pub fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
 }
 
 impl Default for Config {
@@ -50,6 +64,7 @@ impl Default for Config {
             state: "/run/orlop".into(),
             netns_dir: "/run/netns".into(),
             cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_data_dir: "/var/lib/cni/networks".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             keeper_program: "/proc/self/exe".into(),
             keeper_cgroup: Some("orlop-keeper".into()),

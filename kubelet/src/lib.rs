@@ -137,6 +137,13 @@ pub async fn run_and_tell(
         look: look.clone(),
     };
     tokio::spawn(keeper.run(ready, to_the_end.clone()));
+    tokio::spawn(node::hand_on_pod_cidr(
+        client.clone(),
+        config.node_name.clone(),
+        cri.clone(),
+        look.clone(),
+        to_the_end.clone(),
+    ));
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
         // The sender lives as long as the events are followed.

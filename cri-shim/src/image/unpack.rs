@@ -27,7 +27,8 @@ pub struct Unpacked {
 }
 
 /// Bounds on what one layer may unpack to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// The bytes of all regular files.
     pub size_bytes: u64,

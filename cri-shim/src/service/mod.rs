@@ -18,6 +18,7 @@ mod status;
 mod stop_container;
 mod stop_pod_sandbox;
 mod update_resources;
+mod update_runtime_config;
 
 pub use error::Error;
 pub use images::ImportService;

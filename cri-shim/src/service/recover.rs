@@ -33,13 +33,13 @@ impl Runtime {
         }
         let mut undone = HashSet::new();
         for sandbox in self.state.all_sandboxes() {
-            let init = held.remove(sandbox.id());
+            held.remove(sandbox.id());
             match sandbox.status().phase {
                 Phase::Creating => {
                     undone.insert(sandbox.id().to_owned());
                     self.undo_sandbox(&sandbox).await;
                 }
-                Phase::Ready if !self.is_whole(&sandbox, init.as_ref()) => {
+                Phase::Ready if !self.is_whole(&sandbox) => {
                     tracing::info!(sandbox = %sandbox.id(), "sandbox did not outlive the last server");
                     if let Err(error) = self.release_sandbox(&sandbox).await {
                         tracing::warn!(sandbox = %sandbox.id(), %error, "could not release a sandbox");
@@ -102,16 +102,18 @@ impl Runtime {
         }
     }
 
-    /// Whether a sandbox is still there in the kernel.
-    fn is_whole(&self, sandbox: &Sandbox, init: Option<&Held>) -> bool {
+    /// Whether a sandbox is still there in the kernel. Its network namespace tells; one of the host's network has
+    /// nothing that a restart of the host would end, but the keeper that held its containers.
+    fn is_whole(&self, sandbox: &Sandbox) -> bool {
         let options = sandbox_namespaces_of(&sandbox.record.config);
         let network = || {
             let pin = std::fs::File::open(self.netns_path(sandbox.id()));
             pin.is_ok_and(|pin| linux::mount::is_mount_root(&pin).unwrap_or(false))
         };
-        let alive = || init.is_some_and(|init| init.exit.is_none() && init.pidfd.is_some());
-        (options.network() == NamespaceMode::Node || network())
-            && (options.pid() != NamespaceMode::Pod || alive())
+        match options.network() {
+            NamespaceMode::Node => self.files(sandbox.id()).paths().hosts.exists(),
+            _ => network(),
+        }
     }
 
     /// Ends what the keeper holds and nobody wants.

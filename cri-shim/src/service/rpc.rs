@@ -70,10 +70,10 @@ impl RuntimeService for Service {
 
     async fn update_runtime_config(
         &self,
-        _: Request<UpdateRuntimeConfigRequest>,
+        request: Request<UpdateRuntimeConfigRequest>,
     ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
-        // The pod CIDR is the CNI configuration's business here.
-        Ok(Response::new(UpdateRuntimeConfigResponse {}))
+        let updated = self.0.update_runtime_config(request.into_inner());
+        Ok(Response::new(updated?))
     }
 
     async fn run_pod_sandbox(

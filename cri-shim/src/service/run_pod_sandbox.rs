@@ -149,25 +149,11 @@ impl Runtime {
             record.id
         )))?;
         prepared?;
-        if options.pid() == NamespaceMode::Pod {
-            self.start_init(sandbox).await?;
-        }
         if host_network {
             return Ok(Network::Host);
         }
         let result = self.network.add(&self.attachment(record)).await?;
         Ok(Network::Connected(Box::new(result)))
-    }
-
-    /// Starts the init of the pod's shared pid namespace; the keeper knows it by the sandbox's id.
-    async fn start_init(&self, sandbox: &Sandbox) -> Result<(), Error> {
-        let cgroup = self.init_cgroup(&sandbox.record)?;
-        cgroup.ensure()?;
-        let (plan, fds) = oci_runtime::CgroupPlan::open(&cgroup)?;
-        self.keeper
-            .launch_pod_init(sandbox.id(), Some((&plan, fds)), None)
-            .await?;
-        Ok(())
     }
 
     /// The cgroup of the pod's init.

@@ -13,7 +13,7 @@ use oci_runtime::{LaunchPlan, LaunchResources, Rootfs};
 use tonic::Status;
 
 use super::Error;
-use crate::keeper::{KeeperError, LaunchRequest};
+use crate::keeper::{KeeperError, LaunchReply, LaunchRequest};
 use crate::runtime::{Runtime, blocking};
 use crate::sandbox::Held;
 use crate::spec::{self, SHM, sandbox_namespaces_of};
@@ -194,20 +194,10 @@ impl Runtime {
         sandbox: &Sandbox,
     ) -> Result<Option<OwnedFd>, Error> {
         let options = spec::namespaces_of(&container.record.config);
-        let shared_by_pod =
-            || sandbox_namespaces_of(&sandbox.record.config).pid() == NamespaceMode::Pod;
         let (pid, pidfd) = match options.pid() {
-            NamespaceMode::Pod if shared_by_pod() => {
-                let held = self
-                    .keeper
-                    .list()
-                    .await?
-                    .into_iter()
-                    .find(|held| held.id == sandbox.id());
-                let init = held.and_then(|held| Some((held.pid, held.pidfd?)));
-                init.ok_or_else(|| {
-                    Error::Precondition(format!("the init of sandbox {} has ended", sandbox.id()))
-                })?
+            NamespaceMode::Pod => {
+                let init = self.ensure_init(sandbox).await?;
+                (init.pid, init.pidfd)
             }
             NamespaceMode::Target => {
                 let target = self.container(&options.target_id)?;
@@ -225,6 +215,31 @@ impl Runtime {
         // Had the process ended and its pid been reused, the pidfd would tell.
         linux::pidfd::send_signal(&pidfd, 0)?;
         Ok(Some(namespace))
+    }
+
+    /// The init of the pod's shared pid namespace, started for the first container that wants one, and anew if it was
+    /// killed (and with it all of its namespace). The keeper knows it by the sandbox's id.
+    async fn ensure_init(&self, sandbox: &Sandbox) -> Result<LaunchReply, Error> {
+        let _turn = sandbox.init_turn.lock().await;
+        let cgroup = self.init_cgroup(&sandbox.record)?;
+        cgroup.ensure()?;
+        for again in [true, false] {
+            let (plan, fds) = oci_runtime::CgroupPlan::open(&cgroup)?;
+            match self
+                .keeper
+                .launch_pod_init(sandbox.id(), Some((&plan, fds)), None)
+                .await
+            {
+                Err(KeeperError::WrongState { .. }) if again => {
+                    self.keeper.forget(sandbox.id()).await?
+                }
+                other => return Ok(other?),
+            }
+        }
+        Err(Error::Precondition(format!(
+            "the init of sandbox {} has ended",
+            sandbox.id()
+        )))
     }
 
     /// A container's cgroup.

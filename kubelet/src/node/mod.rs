@@ -2,6 +2,7 @@
 
 mod facts;
 mod lease;
+mod pod_cidr;
 mod status;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::runtime::Cri;
 
 pub use facts::{Machine, cgroup_unified};
 use lease::Lease;
+pub use pod_cidr::hand_on as hand_on_pod_cidr;
 
 /// How often the status is written when nothing changes (upstream's nodeStatusReportFrequency).
 const REPORT: Duration = Duration::from_secs(300);

@@ -87,6 +87,8 @@ impl Cri {
         runtime version(v1::VersionRequest) -> v1::VersionResponse;
         /// Status.
         runtime status(v1::StatusRequest) -> v1::StatusResponse;
+        /// UpdateRuntimeConfig.
+        runtime update_runtime_config(v1::UpdateRuntimeConfigRequest) -> v1::UpdateRuntimeConfigResponse;
         /// ListPodSandbox.
         runtime list_pod_sandbox(v1::ListPodSandboxRequest) -> v1::ListPodSandboxResponse;
         /// ListContainers.

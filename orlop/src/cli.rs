@@ -1,0 +1,321 @@
+//! The command line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+/// A Kubernetes node in one program: kubelet, CRI runtime, CNI plugins, service proxy, control plane.
+#[derive(Debug, Parser)]
+#[command(name = "orlop", version, max_term_width = 100)]
+pub struct Cli {
+    /// How log lines are written to standard error; RUST_LOG says which.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one whole cluster on this machine: control plane and node.
+    Up(Up),
+    /// Run the control plane alone: API server, scheduler, controllers.
+    Server(Server),
+    /// Run a node: kubelet, CRI server and service proxy in one process.
+    Node(Node),
+    /// Run the kubelet alone, on any CRI server.
+    Kubelet(Kubelet),
+    /// Run the CRI server alone.
+    Cri(Cri),
+    /// Run the service proxy alone.
+    Proxy(Proxy),
+    /// Import, list and remove images.
+    #[command(subcommand)]
+    Image(Image),
+    /// Install the CNI plugins as links to this program; called with a plugin's name, be that plugin.
+    #[command(subcommand)]
+    Cni(Cni),
+    /// Show what this node is doing: pods, addresses, stages and their times, Services, what waits and why.
+    Status(Status),
+    /// The OCI runtime, with runc's command line.
+    #[command(disable_help_flag = true)]
+    Runtime {
+        /// runc's words.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+}
+
+/// Where files are kept.
+#[derive(Args, Clone, Debug)]
+pub struct Root {
+    /// Folder of all that is kept: store, keys, images, container logs.
+    #[arg(long, default_value = crate::layout::DEFAULT_ROOT, value_name = "DIR")]
+    pub root: PathBuf,
+}
+
+/// `orlop up`
+#[derive(Args, Clone, Debug)]
+pub struct Up {
+    #[command(flatten)]
+    pub root: Root,
+    /// Run a sample Deployment and Service, and prove them.
+    #[arg(long)]
+    pub demo: bool,
+    /// Stop when all is up (and proved); the exit status is 0 only if all of it worked.
+    #[arg(long)]
+    pub exit: bool,
+    /// Leave the containers running at the end, for the next `up` to take over.
+    #[arg(long)]
+    pub keep: bool,
+    #[command(flatten)]
+    pub network: Network,
+    #[command(flatten)]
+    pub api: Api,
+    #[command(flatten)]
+    pub this_node: ThisNode,
+}
+
+/// Addresses of a cluster.
+#[derive(Args, Clone, Debug)]
+pub struct Network {
+    /// Addresses for pods, one range a family.
+    #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16", value_name = "CIDR")]
+    pub cluster_cidr: Vec<IpNet>,
+    /// Addresses for Services, one range a family.
+    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/16", value_name = "CIDR")]
+    pub service_cluster_ip_range: Vec<IpNet>,
+}
+
+/// Where the API is served.
+#[derive(Args, Clone, Debug)]
+pub struct Api {
+    /// Address on which the API is served.
+    #[arg(long, default_value = "0.0.0.0", value_name = "IP")]
+    pub bind_address: IpAddr,
+    /// Port on which the API is served.
+    #[arg(long, default_value_t = 6443, value_name = "PORT")]
+    pub secure_port: u16,
+}
+
+/// What a node says of itself.
+#[derive(Args, Clone, Debug)]
+pub struct ThisNode {
+    /// Name under which the node registers; the host's name if not given.
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+    /// The node's addresses, one a family; that of the default route if not given.
+    #[arg(long, value_delimiter = ',', value_name = "IP")]
+    pub node_ip: Vec<IpAddr>,
+    /// Port of the kubelet's own API.
+    #[arg(long, default_value_t = 10250, value_name = "PORT")]
+    pub kubelet_port: u16,
+    /// Folder of pod manifests to run without an API server.
+    #[arg(long, value_name = "DIR")]
+    pub pod_manifest_path: Option<PathBuf>,
+    /// Most pods on the node.
+    #[arg(long, default_value_t = 110, value_name = "N")]
+    pub max_pods: u32,
+}
+
+/// `orlop server`
+#[derive(Args, Clone, Debug)]
+pub struct Server {
+    #[command(flatten)]
+    pub root: Root,
+    #[command(flatten)]
+    pub network: Network,
+    #[command(flatten)]
+    pub api: Api,
+    /// Address under which others reach this API server; that of the default route if not given.
+    #[arg(long, value_name = "IP")]
+    pub advertise_address: Option<IpAddr>,
+}
+
+/// `orlop node`
+#[derive(Args, Clone, Debug)]
+pub struct Node {
+    #[command(flatten)]
+    pub root: Root,
+    /// How to reach the API server, and as whom.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    /// Addresses of the cluster's pods, for the proxy.
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    pub cluster_cidr: Vec<IpNet>,
+    #[command(flatten)]
+    pub tls: Tls,
+    #[command(flatten)]
+    pub this_node: ThisNode,
+}
+
+/// The kubelet's serving certificate.
+#[derive(Args, Clone, Debug)]
+pub struct Tls {
+    /// Certificate of the kubelet's API, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_private_key_file: Option<PathBuf>,
+    /// The CA of those who may call the kubelet's API, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub client_ca_file: Option<PathBuf>,
+}
+
+/// `orlop kubelet`
+#[derive(Args, Clone, Debug)]
+pub struct Kubelet {
+    #[command(flatten)]
+    pub root: Root,
+    /// How to reach the API server, and as whom.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    /// The CRI server's unix socket.
+    #[arg(long, default_value = "unix:///run/orlop/cri.sock", value_name = "SOCKET")]
+    pub container_runtime_endpoint: String,
+    #[command(flatten)]
+    pub tls: Tls,
+    #[command(flatten)]
+    pub this_node: ThisNode,
+}
+
+/// `orlop cri`
+#[derive(Args, Clone, Debug)]
+pub struct Cri {
+    /// The unix socket to listen on.
+    #[arg(long, default_value = "/run/orlop/cri.sock", value_name = "PATH")]
+    pub listen: PathBuf,
+    /// Folder of images and of what outlives a reboot.
+    #[arg(long, default_value = "/var/lib/orlop", value_name = "DIR")]
+    pub root: PathBuf,
+    /// Folder of what dies with the kernel.
+    #[arg(long, default_value = "/run/orlop", value_name = "DIR")]
+    pub state: PathBuf,
+    /// A configuration file, TOML.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// `orlop proxy`
+#[derive(Args, Clone, Debug)]
+pub struct Proxy {
+    /// How to reach the API server, and as whom.
+    #[arg(long, value_name = "FILE", required_unless_present = "cleanup")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Addresses of the cluster's pods, which are not masqueraded.
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    pub cluster_cidr: Vec<IpNet>,
+    /// Name of this node; the host's name if not given.
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+    /// Remove all rules, and end.
+    #[arg(long)]
+    pub cleanup: bool,
+}
+
+/// Which CRI server is asked.
+#[derive(Args, Clone, Debug)]
+pub struct CriServer {
+    #[command(flatten)]
+    pub root: Root,
+    /// The CRI server's socket; that of `orlop up` with this root folder if not given.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// `orlop image`
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Import an OCI archive, an OCI layout's folder, or what `docker save` writes.
+    Import {
+        #[command(flatten)]
+        server: CriServer,
+        /// A file or a folder; `-` is standard input.
+        path: PathBuf,
+        /// The name to give to an image that has none.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List images.
+    #[command(visible_alias = "ls")]
+    List {
+        #[command(flatten)]
+        server: CriServer,
+    },
+    /// Pull an image from a registry.
+    Pull {
+        #[command(flatten)]
+        server: CriServer,
+        /// Name of the image.
+        image: String,
+    },
+    /// Remove images, by name, digest or id.
+    #[command(visible_alias = "rm")]
+    Remove {
+        #[command(flatten)]
+        server: CriServer,
+        /// The images.
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Import the demo's image, in two versions.
+    Demo {
+        #[command(flatten)]
+        server: CriServer,
+    },
+}
+
+/// `orlop cni`
+#[derive(Debug, Subcommand)]
+pub enum Cni {
+    /// Make a link to this program for each plugin.
+    Install {
+        /// The folder, such as /opt/cni/bin.
+        folder: PathBuf,
+    },
+    /// List the plugins.
+    List,
+}
+
+/// `orlop status`
+#[derive(Args, Clone, Debug)]
+pub struct Status {
+    #[command(flatten)]
+    pub root: Root,
+    /// How to reach the API server; the kubeconfig in the root folder if not given.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The form of the answer.
+    #[arg(short, long, value_enum, default_value_t = StatusForm::Text)]
+    pub output: StatusForm,
+}
+
+/// The form of `orlop status`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum StatusForm {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+impl Api {
+    /// Where the API is served.
+    pub fn listen(&self) -> SocketAddr {
+        SocketAddr::new(self.bind_address, self.secure_port)
+    }
+}

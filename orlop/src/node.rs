@@ -1,0 +1,211 @@
+//! A node's components, in one process: the CRI server, the kubelet on it, and the service proxy.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use ipnet::IpNet;
+use kube::Client;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::layout::Layout;
+
+/// What a node is told.
+pub struct Config {
+    /// Where its files are.
+    pub layout: Layout,
+    /// The name that it registers with.
+    pub name: String,
+    /// Its addresses, one a family.
+    pub addresses: Vec<IpAddr>,
+    /// Addresses of the cluster's pods.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// The kubelet's serving certificate; without one its API isn't served.
+    pub serving: Option<Serving>,
+    /// The kubelet's port.
+    pub kubelet_port: u16,
+    /// Manifests of static pods.
+    pub pod_manifests: Option<std::path::PathBuf>,
+    /// Most pods.
+    pub max_pods: u32,
+    /// Leave the containers at the end.
+    pub keep: bool,
+}
+
+/// A certificate for the kubelet's API, and the CA of its callers; PEM.
+#[derive(Clone)]
+pub struct Serving {
+    /// The certificate.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
+    /// Who signs callers.
+    pub client_ca: String,
+}
+
+/// Clients of the API server, one for each identity.
+pub struct Clients {
+    /// The kubelet's.
+    pub kubelet: Client,
+    /// The proxy's.
+    pub proxy: Client,
+}
+
+/// One running component.
+struct Part {
+    name: &'static str,
+    task: JoinHandle<anyhow::Result<()>>,
+    stop: CancellationToken,
+}
+
+impl Part {
+    fn start<F, E>(name: &'static str, run: impl FnOnce(CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let stop = CancellationToken::new();
+        let running = run(stop.clone());
+        let task = tokio::spawn(async move { running.await.with_context(|| format!("the {name} failed")) });
+        Self { name, task, stop }
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.task.await.map_err(|error| anyhow!("the {} panicked: {error}", self.name))?
+    }
+
+    /// Waits for its end, which it should not come to by itself.
+    async fn ended(&mut self) -> anyhow::Error {
+        match (&mut self.task).await {
+            Ok(Ok(())) => anyhow!("the {} ended", self.name),
+            Ok(Err(error)) => error,
+            Err(error) => anyhow!("the {} panicked: {error}", self.name),
+        }
+    }
+}
+
+/// A running CRI server.
+pub struct Runtime(Part);
+
+impl Runtime {
+    /// Starts the CRI server and waits until it serves.
+    pub async fn start(config: cri_shim::Config) -> anyhow::Result<Self> {
+        let (ready, is_ready) = oneshot::channel();
+        let mut part = Part::start("CRI server", |stop| cri_shim::run(config, plugin, stop, ready));
+        tokio::select! {
+            result = is_ready => match result {
+                Ok(()) => Ok(Self(part)),
+                Err(_) => Err(part.ended().await),
+            },
+            error = part.ended() => Err(error),
+        }
+    }
+
+    /// Waits for its end, which it should not come to by itself.
+    pub async fn ended(&mut self) -> anyhow::Error {
+        self.0.ended().await
+    }
+
+    /// Stops serving; the containers go on.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.0.stop().await
+    }
+}
+
+/// Our own CNI plugins, called in process.
+pub fn plugin(name: &str, env: &BTreeMap<String, String>, stdin: &[u8]) -> Option<cri_shim::cni::PluginOutput> {
+    cni_plugins::run(name, env, stdin).map(|output| cri_shim::cni::PluginOutput { code: output.code, stdout: output.stdout })
+}
+
+/// The CRI server's configuration for this layout.
+pub fn runtime_config(layout: &Layout) -> cri_shim::Config {
+    cri_shim::Config {
+        listen: layout.cri_socket(),
+        root: layout.root().join("cri"),
+        state: layout.run().join("cri"),
+        cni_conf_dir: layout.cni_conf(),
+        cni_data_dir: layout.cni_leases(),
+        ..Default::default()
+    }
+}
+
+/// A running node.
+pub struct Node {
+    runtime: Runtime,
+    kubelet: Part,
+    proxy: Part,
+    keep: bool,
+}
+
+impl Node {
+    /// Starts kubelet and proxy on a running CRI server.
+    pub fn start(config: Config, runtime: Runtime, clients: Clients) -> Self {
+        let keep = config.keep;
+        let proxy_config = proxy_config(&config.name, &config.cluster_cidrs);
+        let proxy = Part::start("service proxy", |stop| proxy::run(proxy_config, clients.proxy, stop));
+        let kubelet_config = kubelet_config(config);
+        let kubelet = Part::start("kubelet", |stop| kubelet::run(kubelet_config, clients.kubelet, stop));
+        Self { runtime, kubelet, proxy, keep }
+    }
+
+    /// Waits for the end of a component, which none should come to by itself.
+    pub async fn ended(&mut self) -> anyhow::Error {
+        tokio::select! {
+            error = self.runtime.ended() => error,
+            error = self.kubelet.ended() => error,
+            error = self.proxy.ended() => error,
+        }
+    }
+
+    /// Stops it. Unless the containers are kept, nothing of the node is left in the kernel. Goes on past errors,
+    /// and returns the first.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let drained = self.kubelet.stop().await;
+        let mut results = vec![drained, self.proxy.stop().await];
+        if !self.keep {
+            results.push(proxy::cleanup().context("remove the service rules"));
+        }
+        results.push(self.runtime.stop().await);
+        results.into_iter().collect()
+    }
+}
+
+/// The kubelet's configuration.
+pub fn kubelet_config(config: Config) -> kubelet::Config {
+    let layout = config.layout;
+    let mut kubelet = kubelet::Config::new(config.name, config.addresses);
+    kubelet.root_dir = layout.kubelet();
+    kubelet.pod_logs_dir = layout.pod_logs();
+    kubelet.container_logs_dir = layout.container_logs();
+    kubelet.cri_socket = layout.cri_socket();
+    kubelet.static_pod_path = config.pod_manifests;
+    kubelet.max_pods = config.max_pods;
+    kubelet.drain_on_shutdown = !config.keep;
+    let port = config.kubelet_port;
+    kubelet.server = config.serving.map(|serving| kubelet::ServerConfig {
+        address: Ipv4Addr::UNSPECIFIED.into(),
+        port,
+        cert_pem: serving.certificate,
+        key_pem: serving.key,
+        client_ca_pem: serving.client_ca,
+        allowed_users: vec!["kube-apiserver-kubelet-client".to_owned()],
+    });
+    kubelet
+}
+
+/// The proxy's configuration.
+pub fn proxy_config(node_name: &str, cluster_cidrs: &[IpNet]) -> proxy::Config {
+    proxy::Config { bridge: Some("orlop0".to_owned()), ..proxy::Config::new(node_name, cluster_cidrs.to_vec()) }
+}
+
+/// A client from a kubeconfig file.
+pub async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
+    let read = kube::config::Kubeconfig::read_from(kubeconfig).with_context(|| format!("read {}", kubeconfig.display()))?;
+    let config = kube::Config::from_custom_kubeconfig(read, &Default::default()).await;
+    let config = config.with_context(|| format!("use {}", kubeconfig.display()))?;
+    Client::try_from(config).with_context(|| format!("use {}", kubeconfig.display()))
+}
