@@ -211,36 +211,25 @@ impl Client {
         })
     }
 
-    /// Starts the init of a pod that shares a pid namespace, and holds it like a container that prints nothing.
+    /// Starts the init of a pod that shares a pid namespace, which `user_namespace` will own, and holds it like a
+    /// container that prints nothing. `cgroup` and its descriptors are from [`CgroupPlan::open`].
     ///
     /// # Errors
     /// As [`Client::launch`].
     pub async fn launch_pod_init(
         &self,
         id: &str,
-        cgroup: Option<(&CgroupPlan, Vec<OwnedFd>)>,
+        cgroup: &CgroupPlan,
+        cgroup_fds: Vec<OwnedFd>,
         user_namespace: Option<OwnedFd>,
     ) -> Result<LaunchReply, KeeperError> {
-        let (plan, plan_fds) = cgroup.map_or((None, Vec::new()), |(plan, fds)| (Some(plan), fds));
-        let mut fds = vec![memory_file(&plan)?];
+        let mut fds = vec![memory_file(cgroup)?];
         let user = user_namespace.is_some();
         fds.extend(user_namespace);
-        fds.extend(plan_fds);
-        let (pid, pidfd, _) = launched(
-            self.call(
-                Request::LaunchPodInit {
-                    id: id.to_owned(),
-                    user,
-                },
-                fds,
-            )
-            .await?,
-        )?;
-        Ok(LaunchReply {
-            pid,
-            pidfd: Arc::new(pidfd),
-            terminal: None,
-        })
+        fds.extend(cgroup_fds);
+        let request = Request::LaunchPodInit { id: id.to_owned(), user };
+        let (pid, pidfd, _) = launched(self.call(request, fds).await?)?;
+        Ok(LaunchReply { pid, pidfd: Arc::new(pidfd), terminal: None })
     }
 
     /// Starts another process in a running container; returns after its `execve`. `exec_id` is unique on the node.

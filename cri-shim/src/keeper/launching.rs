@@ -49,11 +49,10 @@ impl Keeper {
             return outcome;
         }
         let mut fds = fds.into_iter();
-        let cgroup: Option<CgroupPlan> = read_plan(fds.next())?;
+        let cgroup: CgroupPlan = read_plan(fds.next())?;
         let user_namespace = if user { fds.next() } else { None };
         self.make_container_dir(&id)?;
-        let cgroup = cgroup.as_ref().map(|plan| (plan, fds.collect()));
-        let launched = launch_pod_init(cgroup, user_namespace)
+        let launched = oci_runtime::launch_pod_init(&cgroup, fds.collect(), user_namespace)
             .inspect_err(|_| self.remove_container_dir(&id))?;
         self.hold(waiter, id, None, launched, Streams::None, None)
     }
@@ -309,15 +308,6 @@ impl Keeper {
         // A leftover is emptied and used again, or swept by the successor.
         let _ = rustix::fs::unlinkat(&self.containers_dir, id, AtFlags::REMOVEDIR);
     }
-}
-
-fn launch_pod_init(
-    _cgroup: Option<(&CgroupPlan, Vec<OwnedFd>)>,
-    _user_namespace: Option<OwnedFd>,
-) -> Result<Launched, Refusal> {
-    Err(Refusal::failed(
-        "a shared pid namespace is not supported yet",
-    ))
 }
 
 fn start_container(

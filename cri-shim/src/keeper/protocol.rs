@@ -45,7 +45,7 @@ pub(crate) enum Request {
         size: Option<(u16, u16)>,
         watches_memory: bool,
     },
-    /// Descriptors: the memory file of an `Option<CgroupPlan>`, the user namespace if `user`, then the plan's own.
+    /// Descriptors: the memory file of a `CgroupPlan`, the user namespace if `user`, then the plan's own.
     LaunchPodInit {
         id: String,
         user: bool,

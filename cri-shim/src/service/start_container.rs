@@ -227,7 +227,7 @@ impl Runtime {
             let (plan, fds) = oci_runtime::CgroupPlan::open(&cgroup)?;
             match self
                 .keeper
-                .launch_pod_init(sandbox.id(), Some((&plan, fds)), None)
+                .launch_pod_init(sandbox.id(), &plan, fds, None)
                 .await
             {
                 Err(KeeperError::WrongState { .. }) if again => {
