@@ -7,7 +7,7 @@ use linux::netlink::{
     Link, LinkChange, Netlink, Route as KernelRoute, RouteScope, read_sysctl, write_sysctl,
 };
 
-use crate::protocol::{Error, NetResult, Route};
+use crate::protocol::{Error, Interface, NetResult, Route};
 
 const MAIN_TABLE: u32 = 254;
 
@@ -19,6 +19,17 @@ pub fn find(netlink: &mut Netlink, name: &str) -> Result<Link, Error> {
     netlink
         .link_by_name(name)?
         .ok_or_else(|| Error::failed(format!("find {name}: no such interface")))
+}
+
+/// An interface as a result states it; `sandbox` is its namespace's path, empty for the host's.
+pub fn report(link: &Link, sandbox: &str) -> Interface {
+    Interface {
+        name: link.name.clone(),
+        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        mtu: link.mtu,
+        sandbox: sandbox.to_owned(),
+        ..Interface::default()
+    }
 }
 
 /// Gives interface `name` the addresses and routes of `result`, and brings it up. Called in the container's namespace.

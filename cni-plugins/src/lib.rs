@@ -6,8 +6,11 @@
 //!
 //! A new plugin is one file and one line in the table here.
 
+mod attach;
 mod bridge;
 mod delegate;
+mod dummy;
+mod host_device;
 mod host_end;
 mod host_local;
 mod interface;
@@ -19,6 +22,8 @@ mod netns;
 mod network;
 mod portmap;
 mod protocol;
+mod static_ipam;
+mod sub_interface;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -50,9 +55,15 @@ struct Plugin {
 
 const PLUGINS: &[Plugin] = &[
     bridge::PLUGIN,
+    dummy::PLUGIN,
+    host_device::PLUGIN,
     host_local::PLUGIN,
     loopback::PLUGIN,
     portmap::PLUGIN,
+    static_ipam::PLUGIN,
+    sub_interface::IPVLAN,
+    sub_interface::MACVLAN,
+    sub_interface::VLAN,
 ];
 
 /// The names that [`run`] and [`main`] answer to.

@@ -8,7 +8,7 @@ use linux::netlink::{BridgePort, Link, LinkChange, LinkKind, Netlink, NewLink, V
 
 use super::config::Config;
 use super::{host, vlan};
-use crate::protocol::{Error, Interface, IpConfig, NetResult, Request, Route};
+use crate::protocol::{Error, IpConfig, NetResult, Request, Route};
 use crate::{delegate, host_end, interface, masquerade, netns};
 
 pub(super) fn add(request: &Request) -> Result<NetResult, Error> {
@@ -190,32 +190,15 @@ fn describe(
     inner: Link,
     addresses: NetResult,
 ) -> NetResult {
-    let interface = |link: &Link, sandbox: &str| Interface {
-        name: link.name.clone(),
-        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-        mtu: link.mtu,
-        sandbox: sandbox.to_owned(),
-        ..Interface::default()
-    };
-    let sandbox = request
-        .env
-        .get("CNI_NETNS")
-        .map(String::as_str)
-        .unwrap_or_default();
+    let inner = interface::report(&inner, request.netns_path());
     NetResult {
         interfaces: vec![
-            interface(bridge, ""),
-            interface(cable, ""),
-            interface(&inner, sandbox),
+            interface::report(bridge, ""),
+            interface::report(cable, ""),
+            inner,
         ],
-        dns: dns(request).unwrap_or(addresses.dns),
+        dns: request.dns().unwrap_or(addresses.dns),
         ips: addresses.ips,
         routes: addresses.routes,
     }
-}
-
-/// The configuration's own resolver settings go before the address plugin's.
-fn dns(request: &Request) -> Option<crate::protocol::Dns> {
-    let stated = serde_json::from_value(request.config.get("dns")?.clone()).ok()?;
-    Some(stated).filter(|dns| *dns != crate::protocol::Dns::default())
 }

@@ -4,6 +4,7 @@ use linux::netlink::MacAddress;
 use serde::Deserialize;
 
 use super::vlan::VlanRange;
+use crate::attach::MacConf;
 use crate::delegate;
 use crate::protocol::{Error, Request};
 
@@ -63,9 +64,8 @@ struct NetConf {
     enabledad: bool,
     disable_container_interface: bool,
     port_isolation: bool,
-    mac: String,
-    args: Args,
-    runtime_config: RuntimeConfig,
+    #[serde(flatten)]
+    mac: MacConf,
 }
 
 impl Default for NetConf {
@@ -87,9 +87,7 @@ impl Default for NetConf {
             enabledad: false,
             disable_container_interface: false,
             port_isolation: false,
-            mac: String::new(),
-            args: Args::default(),
-            runtime_config: RuntimeConfig::default(),
+            mac: MacConf::default(),
         }
     }
 }
@@ -101,18 +99,6 @@ struct Trunk {
     #[serde(rename = "maxID")]
     max: Option<u32>,
     id: Option<u32>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Args {
-    cni: RuntimeConfig,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RuntimeConfig {
-    mac: String,
 }
 
 impl Config {
@@ -152,7 +138,7 @@ impl Config {
             vlan: vlan_id("vlan", conf.vlan, 0)?.filter(|id| *id != 0),
             trunk: trunk(&conf.vlan_trunk)?,
             preserve_default_vlan: conf.preserve_default_vlan,
-            mac: mac(&conf, request)?,
+            mac: conf.mac.read(request)?,
             detect_duplicates: conf.enabledad,
             disable_container_interface: conf.disable_container_interface,
             isolated: conf.port_isolation,
@@ -164,28 +150,6 @@ impl Config {
     /// Whether the bridge looks at VLAN tags.
     pub(super) fn filters_vlans(&self) -> bool {
         self.vlan.is_some() || !self.trunk.is_empty()
-    }
-}
-
-/// The runtime's word goes before the configuration's, and `CNI_ARGS` in between.
-fn mac(conf: &NetConf, request: &Request) -> Result<Option<MacAddress>, Error> {
-    let variable = request
-        .args
-        .get("MAC")
-        .map(String::as_str)
-        .unwrap_or_default();
-    let stated = [
-        &conf.runtime_config.mac,
-        variable,
-        &conf.args.cni.mac,
-        &conf.mac,
-    ];
-    match stated.into_iter().find(|mac| !mac.is_empty()) {
-        Some(text) => text
-            .parse()
-            .map(Some)
-            .map_err(|reason| Error::config(format!("mac: {reason}"))),
-        None => Ok(None),
     }
 }
 

@@ -11,7 +11,7 @@ mod tests;
 use linux::netlink::Netlink;
 
 use crate::protocol::{Error, Request, all_of};
-use crate::{Plugin, delegate, host_end, interface, netns};
+use crate::{Plugin, attach, delegate, host_end, interface, netns};
 use config::Config;
 
 pub const PLUGIN: Plugin = Plugin {
@@ -55,12 +55,6 @@ fn delete_host_end(host: &mut Netlink, name: &str) -> Result<(), Error> {
 
 fn check(request: &Request) -> Result<(), Error> {
     let config = Config::read(request)?;
-    delegate::ipam_pass_on(request, "CHECK")?;
-    let result = request.required_previous()?;
-    let name = &request.attachment.ifname;
-    let Some((_, inner)) = result.container_interface(name) else {
-        return Err(Error::failed(format!("check {name}: not in prevResult")));
-    };
     let mut host = Netlink::open()?;
     let bridge = interface::find(&mut host, &config.bridge)?;
     if !bridge.is_kind("bridge") {
@@ -79,18 +73,7 @@ fn check(request: &Request) -> Result<(), Error> {
             port.name, config.bridge
         )));
     }
-    let netns = netns::open(request)?;
-    let link = netns::inside(&netns, |container| {
-        interface::verify(container, name, result)
-    })?;
-    let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    if !inner.mac.is_empty() && !inner.mac.eq_ignore_ascii_case(&mac) {
-        return Err(Error::failed(format!(
-            "check {name}: hardware address {mac}, expected {}",
-            inner.mac
-        )));
-    }
-    Ok(())
+    attach::check_kind(request, "veth")
 }
 
 /// Cables whose attachment doesn't exist any more are cut, then their addresses are given back.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Error, NetResult, Version};
+use super::{Dns, Error, NetResult, Version};
 
 /// A variable beyond the specification, by which a runtime says with DEL that it ends the namespace right after. The
 /// interface is then only made unusable, which takes 0.3 ms, and goes with the namespace; deleting it takes 16 ms.
@@ -196,6 +196,20 @@ impl Request {
         self.previous
             .as_ref()
             .ok_or_else(|| Error::config("prevResult: missing, must be called as chained plugin"))
+    }
+
+    /// The namespace's path as it was given; empty if it is gone.
+    pub fn netns_path(&self) -> &str {
+        self.env
+            .get("CNI_NETNS")
+            .map(String::as_str)
+            .unwrap_or_default()
+    }
+
+    /// The configuration's own resolver settings, which go before an address plugin's.
+    pub fn dns(&self) -> Option<Dns> {
+        let stated = serde_json::from_value(self.config.get("dns")?.clone()).ok()?;
+        Some(stated).filter(|dns| *dns != Dns::default())
     }
 
     /// Whether the runtime ends the namespace after this DEL ([`NETNS_ENDS`]).
