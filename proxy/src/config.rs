@@ -82,8 +82,11 @@ impl Progress {
 impl Config {
     /// The defaults for a node: pods told by `pod_networks`, NodePorts on all addresses.
     pub fn new(node_name: impl Into<String>, pod_networks: Vec<IpNet>) -> Config {
-        let detect_local =
-            if pod_networks.is_empty() { DetectLocal::Unknown } else { DetectLocal::Networks(pod_networks) };
+        let detect_local = if pod_networks.is_empty() {
+            DetectLocal::Unknown
+        } else {
+            DetectLocal::Networks(pod_networks)
+        };
         Config {
             node_name: node_name.into(),
             detect_local,

@@ -32,7 +32,10 @@ impl Rightful {
                     self.frontends.entry(key).or_default().extend(&endpoints);
                 }
                 if let Some(node_port) = port.node_port {
-                    self.node_ports.entry(node_port).or_default().extend(&endpoints);
+                    self.node_ports
+                        .entry(node_port)
+                        .or_default()
+                        .extend(&endpoints);
                 }
             }
         }
@@ -75,7 +78,12 @@ pub fn delete_stale(
     deleted
 }
 
-fn delete_of(socket: &mut Socket, family: Family, protocol: Protocol, rightful: &Rightful) -> usize {
+fn delete_of(
+    socket: &mut Socket,
+    family: Family,
+    protocol: Protocol,
+    rightful: &Rightful,
+) -> usize {
     let stale = match socket.connections(family, protocol as u8, |entry| rightful.is_stale(entry)) {
         Ok(stale) => stale,
         Err(error) => {
@@ -95,6 +103,10 @@ fn delete_of(socket: &mut Socket, family: Family, protocol: Protocol, rightful: 
 pub fn concerns(before: &[(ServiceName, Option<Programmed>)], table: &FamilyTable) -> bool {
     let has = |state: &Programmed| state.ports().any(|port| port.protocol != Protocol::Tcp);
     let names: BTreeSet<&ServiceName> = before.iter().map(|(name, _)| name).collect();
-    before.iter().any(|(_, state)| state.as_ref().is_some_and(has))
-        || names.into_iter().any(|name| table.model().get(name).is_some_and(has))
+    before
+        .iter()
+        .any(|(_, state)| state.as_ref().is_some_and(has))
+        || names
+            .into_iter()
+            .any(|name| table.model().get(name).is_some_and(has))
 }

@@ -9,6 +9,7 @@
 
 pub mod config;
 mod conntrack;
+mod dump;
 pub mod ruleset;
 pub mod service;
 mod source;
@@ -17,6 +18,7 @@ mod table;
 mod worker;
 
 pub use config::{Config, DetectLocal, NodePortAddresses, Progress};
+pub use dump::dump;
 
 use crate::service::object::{EndpointSlice, Node, Service};
 use crate::source::follow;
@@ -43,7 +45,11 @@ pub enum Error {
 /// # Errors
 /// [`Error::Kernel`] if there is no netfilter or no permission. Refused Services and an API that is away are logged
 /// and tried again.
-pub async fn run(config: Config, client: kube::Client, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    config: Config,
+    client: kube::Client,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let (updates, receiver) = std::sync::mpsc::channel();
     let node_name = config.node_name.clone();
     let (ended, worker_end) = tokio::sync::oneshot::channel();
@@ -60,8 +66,16 @@ pub async fn run(config: Config, client: kube::Client, shutdown: CancellationTok
         })
         .map_err(|_| Error::WorkerEnded)?;
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(follow::<Node>(client.clone(), source::node(&node_name), updates.clone()));
-    tasks.spawn(follow::<Service>(client.clone(), source::services(), updates.clone()));
+    tasks.spawn(follow::<Node>(
+        client.clone(),
+        source::node(&node_name),
+        updates.clone(),
+    ));
+    tasks.spawn(follow::<Service>(
+        client.clone(),
+        source::services(),
+        updates.clone(),
+    ));
     tasks.spawn(follow::<EndpointSlice>(client, source::slices(), updates));
     let mut worker_end = std::pin::pin!(worker_end);
     tokio::select! {
@@ -82,6 +96,7 @@ pub async fn run(config: Config, client: kube::Client, shutdown: CancellationTok
 /// # Errors
 /// [`Error::Cleanup`].
 pub fn cleanup() -> Result<(), Error> {
-    let mut socket = linux::nftables::Socket::open().map_err(|error| Error::Cleanup(error.into()))?;
+    let mut socket =
+        linux::nftables::Socket::open().map_err(|error| Error::Cleanup(error.into()))?;
     table::delete_tables(&mut socket).map_err(Error::Cleanup)
 }

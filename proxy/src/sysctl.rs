@@ -10,7 +10,9 @@ fn ensure(name: &str, value: &str) {
         Ok(found) if found.trim() == value => {}
         Ok(found) => match std::fs::write(&path, value) {
             Ok(()) => tracing::info!("set {name} from {} to {value}", found.trim()),
-            Err(error) => tracing::warn!(%error, "set {name} to {value}: Services may not be reachable from pods"),
+            Err(error) => {
+                tracing::warn!(%error, "set {name} to {value}: Services may not be reachable from pods")
+            }
         },
         Err(error) => tracing::debug!(%error, "read {name}"),
     }
@@ -27,7 +29,9 @@ pub fn enable_forwarding(ipv6: bool) {
 
 /// A host that forwards ignores router advertisements unless told not to: it would lose its default route.
 fn keep_router_advertisements() {
-    let Ok(interfaces) = std::fs::read_dir("/proc/sys/net/ipv6/conf") else { return };
+    let Ok(interfaces) = std::fs::read_dir("/proc/sys/net/ipv6/conf") else {
+        return;
+    };
     for interface in interfaces.flatten() {
         let path = interface.path().join("accept_ra");
         if std::fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {

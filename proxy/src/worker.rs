@@ -65,7 +65,10 @@ impl Worker {
         if config.bridge.is_some() && sysctl::enable_bridge_filtering() {
             config.bridge = None;
         }
-        let node = NodeFacts { name: config.node_name.clone(), ..NodeFacts::default() };
+        let node = NodeFacts {
+            name: config.node_name.clone(),
+            ..NodeFacts::default()
+        };
         let tables = [Family::Ip, Family::Ip6]
             .into_iter()
             .map(|family| FamilyTable::new(family, &config, node_port_networks(&config, &node)))
@@ -118,7 +121,8 @@ impl Worker {
     /// How long changes are still gathered, by `min_sync_period`.
     fn hold_off(&self) -> Option<Duration> {
         let next = self.last_sync? + self.config.min_sync_period;
-        next.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+        next.checked_duration_since(Instant::now())
+            .filter(|wait| !wait.is_zero())
     }
 
     fn take(&mut self, update: Update, since: &mut Option<Instant>) {
@@ -146,22 +150,31 @@ impl Worker {
         match kind {
             Kind::Services => {
                 let name = |change: &Change| match change {
-                    Change::Service(service) => {
-                        Some(ServiceName::new(&service.metadata.namespace, &service.metadata.name))
-                    }
+                    Change::Service(service) => Some(ServiceName::new(
+                        &service.metadata.namespace,
+                        &service.metadata.name,
+                    )),
                     _ => None,
                 };
                 let present: HashSet<ServiceName> = changes.iter().filter_map(name).collect();
-                services.filter(|name| !present.contains(name)).cloned().map(Change::ServiceGone).collect()
+                services
+                    .filter(|name| !present.contains(name))
+                    .cloned()
+                    .map(Change::ServiceGone)
+                    .collect()
             }
             Kind::Slices => {
                 let key = |change: &Change| match change {
-                    Change::Slice(slice) => Some((slice.metadata.namespace.clone(), slice.metadata.name.clone())),
+                    Change::Slice(slice) => Some((
+                        slice.metadata.namespace.clone(),
+                        slice.metadata.name.clone(),
+                    )),
                     _ => None,
                 };
                 let present: HashSet<(String, String)> = changes.iter().filter_map(key).collect();
                 let gone = slices.filter(|key| !present.contains(*key)).cloned();
-                gone.map(|(namespace, name)| Change::SliceGone(namespace, name)).collect()
+                gone.map(|(namespace, name)| Change::SliceGone(namespace, name))
+                    .collect()
             }
             Kind::Node => Vec::new(),
         }
@@ -178,9 +191,15 @@ impl Worker {
         if changed.is_empty() && self.started {
             return Ok(());
         }
-        let resolved: BTreeMap<ServiceName, Option<ResolvedService>> =
-            changed.into_iter().map(|name| (name.clone(), self.tracker.resolve(&name))).collect();
-        let outcome = if self.started { self.apply(&resolved) } else { self.start(&resolved)? };
+        let resolved: BTreeMap<ServiceName, Option<ResolvedService>> = changed
+            .into_iter()
+            .map(|name| (name.clone(), self.tracker.resolve(&name)))
+            .collect();
+        let outcome = if self.started {
+            self.apply(&resolved)
+        } else {
+            self.start(&resolved)?
+        };
         self.last_sync = Some(Instant::now());
         self.note(&resolved, outcome, since);
         Ok(())
@@ -200,12 +219,18 @@ impl Worker {
     }
 
     /// The first transaction. A kernel without IPv6 has only the other table.
-    fn start(&mut self, resolved: &BTreeMap<ServiceName, Option<ResolvedService>>) -> Result<Outcome, Error> {
+    fn start(
+        &mut self,
+        resolved: &BTreeMap<ServiceName, Option<ResolvedService>>,
+    ) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
         let mut tables = Vec::new();
         for mut table in std::mem::take(&mut self.tables) {
             let family = table.model().family();
-            let changes = resolved.iter().map(|(name, resolved)| (name, resolved.as_ref())).collect();
+            let changes = resolved
+                .iter()
+                .map(|(name, resolved)| (name, resolved.as_ref()))
+                .collect();
             // The node's addresses came with the first list.
             let networks = node_port_networks(&self.config, self.tracker.node());
             table.expect_node_addresses(networks);
@@ -232,7 +257,10 @@ impl Worker {
     fn apply(&mut self, resolved: &BTreeMap<ServiceName, Option<ResolvedService>>) -> Outcome {
         let mut outcome = Outcome::default();
         for table in &mut self.tables {
-            let changes = resolved.iter().map(|(name, resolved)| (name, resolved.as_ref())).collect();
+            let changes = resolved
+                .iter()
+                .map(|(name, resolved)| (name, resolved.as_ref()))
+                .collect();
             let part = table.apply(&mut self.socket, changes);
             if conntrack::concerns(&part.before, table) {
                 conntrack::delete_stale(&mut self.socket, table, &part.before);
@@ -249,23 +277,52 @@ impl Worker {
         outcome: Outcome,
         since: Instant,
     ) {
-        let refused: HashSet<&ServiceName> = outcome.failures.iter().map(|failure| &failure.service).collect();
-        self.retries.retain(|name, _| refused.contains(name) || !resolved.contains_key(name));
+        let refused: HashSet<&ServiceName> = outcome
+            .failures
+            .iter()
+            .map(|failure| &failure.service)
+            .collect();
+        self.retries
+            .retain(|name, _| refused.contains(name) || !resolved.contains_key(name));
         for failure in &outcome.failures {
             let service = failure.service.as_str();
-            tracing::error!(service, reason = failure.reason, "the kernel refused a Service's rules");
-            let delay = self.retries.get(&failure.service).map_or(SHORTEST_RETRY, |retry| retry.delay * 2);
+            tracing::error!(
+                service,
+                reason = failure.reason,
+                "the kernel refused a Service's rules"
+            );
+            let delay = self
+                .retries
+                .get(&failure.service)
+                .map_or(SHORTEST_RETRY, |retry| retry.delay * 2);
             let delay = delay.min(LONGEST_RETRY);
-            self.retries.insert(failure.service.clone(), Retry { at: Instant::now() + delay, delay });
+            self.retries.insert(
+                failure.service.clone(),
+                Retry {
+                    at: Instant::now() + delay,
+                    delay,
+                },
+            );
         }
         for name in outcome.waiting {
-            self.retries.insert(name, Retry { at: Instant::now(), delay: SHORTEST_RETRY });
+            self.retries.insert(
+                name,
+                Retry {
+                    at: Instant::now(),
+                    delay: SHORTEST_RETRY,
+                },
+            );
         }
         self.progress = Progress {
             transactions: self.progress.transactions + 1,
             last_changes: outcome.changes,
             last_duration: since.elapsed(),
-            services: self.tables.iter().map(|table| table.model().services().count()).max().unwrap_or(0),
+            services: self
+                .tables
+                .iter()
+                .map(|table| table.model().services().count())
+                .max()
+                .unwrap_or(0),
             failed_services: self.retries.len(),
         };
         self.config.report(self.progress);
@@ -283,13 +340,22 @@ impl Worker {
 }
 
 /// In which networks the node's addresses serve NodePorts; all if there are none.
-fn node_port_networks(config: &Config, node: &NodeFacts) -> Vec<IpNet> {
+pub fn node_port_networks(config: &Config, node: &NodeFacts) -> Vec<IpNet> {
     match &config.node_port_addresses {
         NodePortAddresses::All => Vec::new(),
         NodePortAddresses::Networks(networks) => networks.clone(),
         NodePortAddresses::Primary => {
-            let of = |ipv6: bool| node.addresses.iter().find(move |address| address.is_ipv6() == ipv6).copied();
-            [false, true].into_iter().filter_map(of).map(|address: IpAddr| IpNet::from(address)).collect()
+            let of = |ipv6: bool| {
+                node.addresses
+                    .iter()
+                    .find(move |address| address.is_ipv6() == ipv6)
+                    .copied()
+            };
+            [false, true]
+                .into_iter()
+                .filter_map(of)
+                .map(|address: IpAddr| IpNet::from(address))
+                .collect()
         }
     }
 }

@@ -29,13 +29,15 @@ pub struct SetDump {
 impl SetDump {
     /// Whether the kernel's set is of the same make, so that its elements can be kept.
     pub fn is_like(&self, set: &Set) -> bool {
-        let value_size = match &set.value {
-            Some(super::MapValue::Fields(fields)) => super::field::size_of(fields) as u32,
-            _ => 0,
+        let same_value = match &set.value {
+            Some(super::MapValue::Fields(fields)) => {
+                self.value_size == super::field::size_of(fields) as u32
+            }
+            // The kernel states its own size of a verdict.
+            Some(super::MapValue::Verdict) => true,
+            None => self.value_size == 0,
         };
-        self.flags == set.flags()
-            && self.key_size == set.key_size() as u32
-            && self.value_size == value_size
+        self.flags == set.flags() && self.key_size == set.key_size() as u32 && same_value
     }
 }
 
@@ -124,7 +126,8 @@ impl ElementDump {
     /// Whether the value is this verdict.
     pub fn leads_to(&self, verdict: &super::Verdict) -> bool {
         let attributes = Attributes(&self.value);
-        attributes.find_u32(1) == Some(verdict.code() as u32) && attributes.find_str(2) == verdict.chain()
+        attributes.find_u32(1) == Some(verdict.code() as u32)
+            && attributes.find_str(2) == verdict.chain()
     }
 }
 

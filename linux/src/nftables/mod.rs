@@ -30,6 +30,7 @@ mod field;
 mod object;
 mod rule;
 mod socket;
+mod translate;
 pub(crate) mod wire;
 
 pub use batch::{Batch, BatchError, Refusal};

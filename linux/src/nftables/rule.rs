@@ -8,9 +8,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
-const FIRST: Register = Register(0);
-/// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`.
-const FULLY_RANDOM: u32 = 0x10;
+pub(super) const FIRST: Register = Register(0);
 
 /// A rule: what must hold, then what happens.
 ///
@@ -29,7 +27,7 @@ pub struct Rule {
 }
 
 /// Loads fields one after the other from a register on, as a concatenation; returns the next free register.
-fn load_all(exprs: &mut Vec<Expr>, fields: &[Field], first: Register) -> Register {
+pub(super) fn load_all(exprs: &mut Vec<Expr>, fields: &[Field], first: Register) -> Register {
     fields.iter().fold(first, |register, field| {
         exprs.push(field.load(register));
         Register(register.0 + field.size().div_ceil(4) as u32)
@@ -50,7 +48,7 @@ impl Rule {
         }
     }
 
-    fn step(mut self, text: &str, exprs: impl IntoIterator<Item = Expr>) -> Rule {
+    pub(super) fn step(mut self, text: &str, exprs: impl IntoIterator<Item = Expr>) -> Rule {
         if !self.text.is_empty() {
             self.text.push(' ');
         }
@@ -281,6 +279,30 @@ impl Rule {
         )
     }
 
+    /// `meta priority set meta priority & mask`.
+    pub fn mask_priority(self, mask: u32) -> Rule {
+        let text = format!(
+            "meta priority set meta priority & {}",
+            Field::Priority.format_value(&mask.to_ne_bytes())
+        );
+        self.step(
+            &text,
+            [
+                Field::Priority.load(FIRST),
+                Expr::Bitwise {
+                    from: FIRST,
+                    to: FIRST,
+                    mask: mask.to_ne_bytes().to_vec(),
+                    xor: vec![0; 4],
+                },
+                Expr::MetaSet {
+                    key: MetaKey::Priority,
+                    from: FIRST,
+                },
+            ],
+        )
+    }
+
     /// `meta mark set meta mark | bits`.
     pub fn set_mark_bits(self, bits: u32) -> Rule {
         self.change_mark(
@@ -377,107 +399,6 @@ impl Rule {
         )
     }
 
-    /// `dnat to <key> map @map`: the map's values are an address and a port. nft accepts the rule only after a match
-    /// of the transport protocol ([`Rule::is_one_of`]); the kernel doesn't ask for one.
-    pub fn dnat_from(self, family: Family, key: &[Field], map: &str) -> Rule {
-        let (word, protocol, words) = nat_family(family);
-        let mut exprs = Vec::new();
-        load_all(&mut exprs, key, FIRST);
-        exprs.push(Expr::Lookup {
-            set: map.to_owned(),
-            from: FIRST,
-            result: LookupResult::Value(FIRST),
-        });
-        let (address, port) = (Some(FIRST), Some(Register(words)));
-        exprs.push(Expr::Nat {
-            source: false,
-            family: protocol,
-            address,
-            port,
-            flags: 0,
-        });
-        self.step(
-            &format!("dnat {word} to {} map @{map}", format_fields(key)),
-            exprs,
-        )
-    }
-
-    /// `dnat to address[:port]`.
-    pub fn dnat_to(self, address: IpAddr, port: Option<u16>) -> Rule {
-        self.nat_to(false, address, port)
-    }
-
-    /// `snat to address[:port]`.
-    pub fn snat_to(self, address: IpAddr, port: Option<u16>) -> Rule {
-        self.nat_to(true, address, port)
-    }
-
-    fn nat_to(self, source: bool, address: IpAddr, port: Option<u16>) -> Rule {
-        let (value, family) = match address {
-            IpAddr::V4(address) => (address.octets().to_vec(), 2),
-            IpAddr::V6(address) => (address.octets().to_vec(), 10),
-        };
-        let mut text = format!("{} to ", if source { "snat" } else { "dnat" });
-        let _ = match (address, port) {
-            (IpAddr::V6(address), Some(port)) => write!(text, "[{address}]:{port}"),
-            (IpAddr::V4(address), Some(port)) => write!(text, "{address}:{port}"),
-            (address, None) => write!(text, "{address}"),
-        };
-        let port_register = Register(value.len() as u32 / 4);
-        let mut exprs = vec![Expr::Immediate { to: FIRST, value }];
-        if let Some(port) = port {
-            exprs.push(Expr::Immediate {
-                to: port_register,
-                value: port.to_be_bytes().to_vec(),
-            });
-        }
-        let port = port.map(|_| port_register);
-        exprs.push(Expr::Nat {
-            source,
-            family,
-            address: Some(FIRST),
-            port,
-            flags: 0,
-        });
-        self.step(&text, exprs)
-    }
-
-    /// `masquerade`: the source becomes the address of the interface that the packet leaves by.
-    pub fn masquerade(self) -> Rule {
-        self.step(
-            "masquerade",
-            [Expr::Masquerade {
-                flags: 0,
-                port: None,
-            }],
-        )
-    }
-
-    /// `masquerade fully-random`: the port is drawn, so that two hosts' choices seldom meet.
-    pub fn masquerade_fully_random(self) -> Rule {
-        self.step(
-            "masquerade fully-random",
-            [Expr::Masquerade {
-                flags: FULLY_RANDOM,
-                port: None,
-            }],
-        )
-    }
-
-    /// `redirect to :port`: to this host.
-    pub fn redirect_to(self, port: u16) -> Rule {
-        self.step(
-            &format!("redirect to :{port}"),
-            [
-                Expr::Immediate {
-                    to: FIRST,
-                    value: port.to_be_bytes().to_vec(),
-                },
-                Expr::Redirect { port: Some(FIRST) },
-            ],
-        )
-    }
-
     /// `reject`: ICMP port unreachable.
     pub fn reject(self, family: Family) -> Rule {
         let code = if family == Family::Ip6 { 4 } else { 3 };
@@ -555,15 +476,6 @@ impl Rule {
     /// `return`.
     pub fn return_(self) -> Rule {
         self.verdict(Verdict::Return)
-    }
-}
-
-/// The word, the protocol number and an address's registers.
-fn nat_family(family: Family) -> (&'static str, u32, u32) {
-    if family == Family::Ip6 {
-        ("ip6", 10, 4)
-    } else {
-        ("ip", 2, 1)
     }
 }
 

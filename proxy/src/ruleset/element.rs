@@ -10,8 +10,12 @@ use std::net::{IpAddr, SocketAddr};
 /// ```text
 /// 31..28 size class + 1: a draw is from 0 to 2^class - 1
 /// 27     clients stay with their endpoint
-/// 26..0  which list
+/// 26     always set: nft can't read back a number whose upper half is zero
+/// 25..0  which list
 /// ```
+///
+/// Slots are looked up without the class: an endpoint keeps its element when the class changes, and a packet that has
+/// read the old class still finds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ListId(pub u32);
 
@@ -19,8 +23,9 @@ pub struct ListId(pub u32);
 pub const CLASS_MASK: u32 = 0xf000_0000;
 /// The bit of a [`ListId`] that says that clients stay.
 pub const AFFINITY_BIT: u32 = 0x0800_0000;
+const LIST_BIT: u32 = 0x0400_0000;
 /// Bits of a [`ListId`] that tell lists apart.
-pub const NUMBER_MASK: u32 = 0x07ff_ffff;
+pub const NUMBER_MASK: u32 = 0x03ff_ffff;
 /// The largest class: 8,192 slots.
 pub const LARGEST_CLASS: u32 = 13;
 /// The class bits of an endpoint's handle, which no list has.
@@ -30,12 +35,22 @@ impl ListId {
     /// A list's id while it is in a class.
     pub fn new(number: u32, class: u32, affinity: bool) -> ListId {
         let affinity = if affinity { AFFINITY_BIT } else { 0 };
-        ListId((class + 1) << 28 | affinity | number & NUMBER_MASK)
+        ListId((class + 1) << 28 | affinity | LIST_BIT | number & NUMBER_MASK)
     }
 
     /// The list's number, which it keeps when its class changes.
     pub fn number(self) -> u32 {
         self.0 & NUMBER_MASK
+    }
+
+    /// The id without the class.
+    pub fn without_class(self) -> ListId {
+        ListId(self.0 & !CLASS_MASK)
+    }
+
+    /// The class; `None` for an id without one.
+    pub fn class(self) -> Option<u32> {
+        (self.0 >> 28).checked_sub(1)
     }
 }
 
@@ -57,7 +72,10 @@ impl Handle {
 
 /// The table's sets and maps that hold Services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "each is described where its declaration is, in `declaration`")]
+#[expect(
+    missing_docs,
+    reason = "each is described where its declaration is, in `declaration`"
+)]
 pub enum SetName {
     ClusterAddresses,
     ClusterIps,
@@ -133,16 +151,20 @@ impl SetName {
             // Every Service's address: packets to other ports are refused.
             SetName::ClusterAddresses => Set::of(name, &[Field::daddr(family)]),
             // Where a Service answers -> its list. The second ones: external traffic stays on the node.
-            SetName::ClusterIps | SetName::ExternalIps | SetName::LocalExternalIps => Set::map(name, &frontend, &list),
+            SetName::ClusterIps | SetName::ExternalIps | SetName::LocalExternalIps => {
+                Set::map(name, &frontend, &list)
+            }
             SetName::NodePorts | SetName::LocalNodePorts => Set::map(name, &node_port, &list),
             // A list of all endpoints -> the list of those on this node.
             SetName::LocalLists => Set::map(name, &list, &list),
             SetName::NoEndpointServices | SetName::RestrictedServices => Set::of(name, &frontend),
             SetName::NoEndpointNodePorts => Set::of(name, &node_port),
             // Who may use a restricted frontend.
-            SetName::SourceRanges => {
-                Set::of(name, &[Field::saddr(family), frontend[0], frontend[1], frontend[2]]).of_intervals()
-            }
+            SetName::SourceRanges => Set::of(
+                name,
+                &[Field::saddr(family), frontend[0], frontend[1], frontend[2]],
+            )
+            .of_intervals(),
             SetName::Endpoints => Set::map(name, &slot, &endpoint),
             // With affinity there is a step between: slot -> handle -> endpoint.
             SetName::AffinitySlots => Set::map(name, &slot, &list),
@@ -165,7 +187,7 @@ pub enum Key {
     NodePort(Protocol, u16),
     /// A list.
     List(ListId),
-    /// A list's slot.
+    /// A list's slot; the list is without its class.
     Slot(ListId, u32),
     /// An endpoint of a list with affinity.
     Handle(Handle),
@@ -208,7 +230,10 @@ pub struct Bytes {
 
 impl Bytes {
     fn new() -> Bytes {
-        Bytes { bytes: [0; 40], length: 0 }
+        Bytes {
+            bytes: [0; 40],
+            length: 0,
+        }
     }
 
     /// Adds a field, padded to four bytes.
@@ -231,7 +256,8 @@ impl Bytes {
     }
 
     fn frontend(self, frontend: &Frontend) -> Bytes {
-        self.address(frontend.address).port(frontend.protocol, frontend.port)
+        self.address(frontend.address)
+            .port(frontend.protocol, frontend.port)
     }
 
     fn number(self, number: u32) -> Bytes {
@@ -255,14 +281,18 @@ impl Key {
             Key::Slot(list, slot) => Bytes::new().number(list.0).number(*slot),
             Key::Handle(handle) => Bytes::new().number(handle.0),
             Key::Hairpin(address) => Bytes::new().address(*address).address(*address),
-            Key::Source(range, frontend) => Bytes::new().address(range.network()).frontend(frontend),
+            Key::Source(range, frontend) => {
+                Bytes::new().address(range.network()).frontend(frontend)
+            }
         }
     }
 
     /// Of a range, the last key.
     pub fn end_bytes(&self) -> Option<Bytes> {
         match self {
-            Key::Source(range, frontend) => Some(Bytes::new().address(range.broadcast()).frontend(frontend)),
+            Key::Source(range, frontend) => {
+                Some(Bytes::new().address(range.broadcast()).frontend(frontend))
+            }
             _ => None,
         }
     }
@@ -275,7 +305,9 @@ impl Value {
             Value::None => Bytes::new(),
             Value::List(list) => Bytes::new().number(list.0),
             Value::Handle(handle) => Bytes::new().number(handle.0),
-            Value::Endpoint(address) => Bytes::new().address(address.ip()).push(&address.port().to_be_bytes()),
+            Value::Endpoint(address) => Bytes::new()
+                .address(address.ip())
+                .push(&address.port().to_be_bytes()),
         }
     }
 }
@@ -286,10 +318,17 @@ mod tests {
 
     #[test]
     fn bytes_have_the_size_that_the_declaration_states() {
-        let addresses = [("10.0.0.1", "10.0.0.0/8", Family::Ip), ("fd00::1", "fd00::/8", Family::Ip6)];
+        let addresses = [
+            ("10.0.0.1", "10.0.0.0/8", Family::Ip),
+            ("fd00::1", "fd00::/8", Family::Ip6),
+        ];
         for (address, range, family) in addresses {
             let address: IpAddr = address.parse().expect("address");
-            let frontend = Frontend { address, protocol: Protocol::Udp, port: 53 };
+            let frontend = Frontend {
+                address,
+                protocol: Protocol::Udp,
+                port: 53,
+            };
             let list = ListId::new(5, 2, false);
             let keys = [
                 (SetName::ClusterAddresses, Key::Address(address)),
@@ -299,10 +338,17 @@ mod tests {
                 (SetName::Endpoints, Key::Slot(list, 3)),
                 (SetName::AffinityEndpoints, Key::Handle(Handle::new(9))),
                 (SetName::Hairpin, Key::Hairpin(address)),
-                (SetName::SourceRanges, Key::Source(range.parse().expect("range"), frontend)),
+                (
+                    SetName::SourceRanges,
+                    Key::Source(range.parse().expect("range"), frontend),
+                ),
             ];
             for (set, key) in keys {
-                assert_eq!(key.bytes().as_slice().len(), set.declaration(family).key_size(), "{set:?}");
+                assert_eq!(
+                    key.bytes().as_slice().len(),
+                    set.declaration(family).key_size(),
+                    "{set:?}"
+                );
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A list has 2^class slots, at least as many as endpoints. A draw that meets an empty slot is repeated, which stays
 //! uniform. An endpoint that comes or goes is one slot; the class changes when the list is full, or less than half
-//! full, so that moving all endpoints to another class is paid for by the changes before. Slot 0 is never empty while
+//! full. Slot 0 is never empty while
 //! there are endpoints: it is the last resort.
 
 use super::element::LARGEST_CLASS;
@@ -17,45 +17,65 @@ pub struct Slots {
 
 /// The smallest class that holds so many.
 fn class_for(count: usize) -> u32 {
-    count.max(1).next_power_of_two().trailing_zeros().min(LARGEST_CLASS)
+    count
+        .max(1)
+        .next_power_of_two()
+        .trailing_zeros()
+        .min(LARGEST_CLASS)
+}
+
+fn drop_empty_end(slots: &mut Vec<Option<SocketAddr>>) {
+    while slots.last() == Some(&None) {
+        slots.pop();
+    }
 }
 
 impl Slots {
-    /// The slots after a change to `wanted` (sorted, no doubles): endpoints that stay keep their slots unless the
-    /// class changes. Endpoints past what the largest class holds are left out.
+    /// The slots after a change to `wanted` (sorted, no doubles). Endpoints that stay keep their slots, unless the
+    /// class shrinks below them. Endpoints past what the largest class holds are left out.
     pub fn deal(&self, wanted: &[SocketAddr]) -> Slots {
         let wanted = &wanted[..wanted.len().min(1 << LARGEST_CLASS)];
         let fits = wanted.len() <= 1 << self.class;
         let sparse = self.class > 1 && wanted.len() < (1 << self.class) / 2;
-        if !fits || sparse {
-            return Slots { class: class_for(wanted.len()), slots: wanted.iter().copied().map(Some).collect() };
-        }
+        let class = if !fits || sparse {
+            class_for(wanted.len())
+        } else {
+            self.class
+        };
+        let kept = |slot: &Option<SocketAddr>| {
+            slot.filter(|address| wanted.binary_search(address).is_ok())
+        };
         let mut slots: Vec<Option<SocketAddr>> =
-            self.slots.iter().map(|slot| slot.filter(|address| wanted.binary_search(address).is_ok())).collect();
+            self.slots.iter().take(1 << class).map(kept).collect();
         let mut present: Vec<SocketAddr> = slots.iter().flatten().copied().collect();
         present.sort_unstable();
-        let mut arrivals = wanted.iter().copied().filter(|address| present.binary_search(address).is_err());
+        let mut arrivals = wanted
+            .iter()
+            .copied()
+            .filter(|address| present.binary_search(address).is_err());
         for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
             *slot = arrivals.next();
         }
         slots.extend(arrivals.map(Some));
-        while slots.last() == Some(&None) {
-            slots.pop();
-        }
+        drop_empty_end(&mut slots);
         if slots.first() == Some(&None) {
-            // The last slot is filled: empty ones at the end were dropped.
             slots[0] = slots.pop().flatten();
-            while slots.last() == Some(&None) {
-                slots.pop();
-            }
+            drop_empty_end(&mut slots);
         }
-        Slots { class: self.class, slots }
+        Slots { class, slots }
     }
 
     /// The slots as they were found in the kernel; `None` if they don't hold together.
     pub fn adopt(class: u32, found: &[(u32, SocketAddr)]) -> Option<Slots> {
         let size = 1usize << class.min(LARGEST_CLASS);
-        let mut slots = vec![None; found.iter().map(|(slot, _)| *slot as usize + 1).max().unwrap_or(0)];
+        let mut slots = vec![
+            None;
+            found
+                .iter()
+                .map(|(slot, _)| *slot as usize + 1)
+                .max()
+                .unwrap_or(0)
+        ];
         if slots.len() > size {
             return None;
         }
@@ -72,7 +92,10 @@ impl Slots {
 
     /// The filled slots.
     pub fn filled(&self) -> impl Iterator<Item = (u32, SocketAddr)> {
-        self.slots.iter().enumerate().filter_map(|(slot, address)| Some((slot as u32, (*address)?)))
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(slot, address)| Some((slot as u32, (*address)?)))
     }
 }
 
@@ -82,7 +105,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn addresses(lasts: &[u16]) -> Vec<SocketAddr> {
-        let mut addresses: Vec<SocketAddr> = lasts.iter().map(|port| SocketAddr::from(([10, 0, 0, 1], *port))).collect();
+        let mut addresses: Vec<SocketAddr> = lasts
+            .iter()
+            .map(|port| SocketAddr::from(([10, 0, 0, 1], *port)))
+            .collect();
         addresses.sort_unstable();
         addresses.dedup();
         addresses
@@ -105,8 +131,17 @@ mod tests {
     }
 
     #[test]
+    fn a_larger_class_moves_no_endpoint() {
+        let two = Slots::default().deal(&addresses(&[1, 2]));
+        let five = two.deal(&addresses(&[1, 2, 3, 4, 5]));
+        assert_eq!((two.class(), five.class(), changed(&two, &five)), (1, 3, 3));
+    }
+
+    #[test]
     fn one_and_two_endpoints_share_a_class_once_there_were_two() {
-        let two = Slots::default().deal(&addresses(&[1])).deal(&addresses(&[1, 2]));
+        let two = Slots::default()
+            .deal(&addresses(&[1]))
+            .deal(&addresses(&[1, 2]));
         assert_eq!(two.class(), 1);
         assert_eq!(two.deal(&addresses(&[2])).class(), 1);
     }

@@ -55,17 +55,33 @@ impl List {
     }
 
     fn entries(&self, mut add: impl FnMut(SetName, Key, Value)) {
-        let id = self.id();
         if let Some(seconds) = self.affinity {
-            add(SetName::AffinityLists(seconds), Key::List(id), Value::None);
+            add(
+                SetName::AffinityLists(seconds),
+                Key::List(self.id()),
+                Value::None,
+            );
         }
+        let id = self.id().without_class();
         for (slot, address) in self.slots.filled() {
             match self.handles.get(&address) {
                 Some(handle) => {
-                    add(SetName::AffinitySlots, Key::Slot(id, slot), Value::Handle(*handle));
-                    add(SetName::AffinityEndpoints, Key::Handle(*handle), Value::Endpoint(address));
+                    add(
+                        SetName::AffinitySlots,
+                        Key::Slot(id, slot),
+                        Value::Handle(*handle),
+                    );
+                    add(
+                        SetName::AffinityEndpoints,
+                        Key::Handle(*handle),
+                        Value::Endpoint(address),
+                    );
                 }
-                None => add(SetName::Endpoints, Key::Slot(id, slot), Value::Endpoint(address)),
+                None => add(
+                    SetName::Endpoints,
+                    Key::Slot(id, slot),
+                    Value::Endpoint(address),
+                ),
             }
         }
     }
@@ -83,21 +99,44 @@ impl PortState {
     fn entries(&self, out: &mut Vec<Labelled>) {
         let port = &self.port;
         let mut add = |set, key, value| {
-            out.push(Labelled { entry: Entry { set, key, value }, label: port.name.clone() });
+            out.push(Labelled {
+                entry: Entry { set, key, value },
+                label: port.name.clone(),
+            });
         };
-        add(SetName::ClusterAddresses, Key::Address(port.cluster_ip.address), Value::None);
+        add(
+            SetName::ClusterAddresses,
+            Key::Address(port.cluster_ip.address),
+            Value::None,
+        );
         for frontend in &port.restricted {
-            add(SetName::RestrictedServices, Key::Frontend(*frontend), Value::None);
+            add(
+                SetName::RestrictedServices,
+                Key::Frontend(*frontend),
+                Value::None,
+            );
             for range in &port.source_ranges {
-                add(SetName::SourceRanges, Key::Source(*range, *frontend), Value::None);
+                add(
+                    SetName::SourceRanges,
+                    Key::Source(*range, *frontend),
+                    Value::None,
+                );
             }
         }
         if !port.any {
             for frontend in std::iter::once(&port.cluster_ip).chain(&port.external) {
-                add(SetName::NoEndpointServices, Key::Frontend(*frontend), Value::None);
+                add(
+                    SetName::NoEndpointServices,
+                    Key::Frontend(*frontend),
+                    Value::None,
+                );
             }
             if let Some(node_port) = port.node_port {
-                add(SetName::NoEndpointNodePorts, Key::NodePort(port.protocol, node_port), Value::None);
+                add(
+                    SetName::NoEndpointNodePorts,
+                    Key::NodePort(port.protocol, node_port),
+                    Value::None,
+                );
             }
             return;
         }
@@ -115,7 +154,11 @@ impl PortState {
         let port = &self.port;
         let all = Value::List(self.cluster.id());
         let local = self.local.as_ref().map(List::id);
-        let inside = if port.internal_local { local.map_or(all, Value::List) } else { all };
+        let inside = if port.internal_local {
+            local.map_or(all, Value::List)
+        } else {
+            all
+        };
         add(SetName::ClusterIps, Key::Frontend(port.cluster_ip), inside);
         let (external_ips, node_ports) = if port.external_local {
             (SetName::LocalExternalIps, SetName::LocalNodePorts)
@@ -130,7 +173,8 @@ impl PortState {
         }
         let from_outside = !port.external.is_empty() || port.node_port.is_some();
         if let (true, true, Some(local)) = (port.external_local, from_outside, local) {
-            add(SetName::LocalLists, Key::List(self.cluster.id()), Value::List(local));
+            let list = self.cluster.id().without_class();
+            add(SetName::LocalLists, Key::List(list), Value::List(local));
         }
     }
 
@@ -141,7 +185,10 @@ impl PortState {
     fn claims(&self) -> impl Iterator<Item = Claim> {
         let port = &self.port;
         let frontends = std::iter::once(port.cluster_ip).chain(port.external.iter().copied());
-        frontends.map(Claim::Frontend).chain(port.node_port.map(|number| Claim::NodePort(port.protocol, number)))
+        frontends.map(Claim::Frontend).chain(
+            port.node_port
+                .map(|number| Claim::NodePort(port.protocol, number)),
+        )
     }
 }
 
@@ -279,60 +326,118 @@ impl Model {
     }
 
     /// The Service's next state. Must be followed by [`Model::replace`] for the same Service.
-    pub fn plan(&mut self, name: &ServiceName, resolved: Option<&ResolvedService>) -> Option<Programmed> {
+    pub fn plan(
+        &mut self,
+        name: &ServiceName,
+        resolved: Option<&ResolvedService>,
+    ) -> Option<Programmed> {
         let resolved = resolved?;
         let before = self.services.get(name).cloned().unwrap_or_default();
         let family = self.family;
         let ports = resolved.ports.iter().filter(|port| port.family == family);
-        let ports: Vec<PortState> = ports.filter_map(|port| self.plan_port(name, port, &before)).collect();
+        let ports: Vec<PortState> = ports
+            .filter_map(|port| self.plan_port(name, port, &before))
+            .collect();
         (!ports.is_empty()).then_some(Programmed { ports })
     }
 
-    fn plan_port(&mut self, name: &ServiceName, port: &ServicePort, before: &Programmed) -> Option<PortState> {
+    fn plan_port(
+        &mut self,
+        name: &ServiceName,
+        port: &ServicePort,
+        before: &Programmed,
+    ) -> Option<PortState> {
         let mut port = port.clone();
         if !self.claim(name, Claim::Frontend(port.cluster_ip)) {
             tracing::warn!(service = %port.name, address = %port.cluster_ip.address, "another Service has this address and port");
             return None;
         }
-        port.external.retain(|frontend| self.claim(name, Claim::Frontend(*frontend)));
-        port.restricted.retain(|frontend| port.external.contains(frontend));
-        port.node_port = port.node_port.filter(|number| self.claim(name, Claim::NodePort(port.protocol, *number)));
-        let same = |state: &&PortState| state.port.name == port.name && state.port.protocol == port.protocol;
+        port.external
+            .retain(|frontend| self.claim(name, Claim::Frontend(*frontend)));
+        port.restricted
+            .retain(|frontend| port.external.contains(frontend));
+        port.node_port = port
+            .node_port
+            .filter(|number| self.claim(name, Claim::NodePort(port.protocol, *number)));
+        let same = |state: &&PortState| {
+            state.port.name == port.name && state.port.protocol == port.protocol
+        };
         let before = before.ports.iter().find(same);
         let needs_local = port.internal_local || port.external_local;
-        let cluster = self.plan_list(&port, "cluster", &port.cluster, before.map(|state| &state.cluster));
-        let local = needs_local
-            .then(|| self.plan_list(&port, "local", &port.local, before.and_then(|state| state.local.as_ref())));
+        let cluster = self.plan_list(
+            &port,
+            "cluster",
+            &port.cluster,
+            before.map(|state| &state.cluster),
+        );
+        let local = needs_local.then(|| {
+            self.plan_list(
+                &port,
+                "local",
+                &port.local,
+                before.and_then(|state| state.local.as_ref()),
+            )
+        });
         // What is programmed is in the lists now.
         port.cluster = Vec::new();
         port.local = Vec::new();
-        Some(PortState { port, cluster, local })
+        Some(PortState {
+            port,
+            cluster,
+            local,
+        })
     }
 
-    fn plan_list(&mut self, port: &ServicePort, kind: &str, wanted: &[SocketAddr], before: Option<&List>) -> List {
+    fn plan_list(
+        &mut self,
+        port: &ServicePort,
+        kind: &str,
+        wanted: &[SocketAddr],
+        before: Option<&List>,
+    ) -> List {
         let affinity = port.affinity.map(|affinity| affinity.seconds);
         let number = match before {
             Some(list) => list.number,
             None => {
-                let start = stable_hash(&[port.name.as_bytes(), &[port.protocol as u8], kind.as_bytes()]);
+                let start = stable_hash(&[
+                    port.name.as_bytes(),
+                    &[port.protocol as u8],
+                    kind.as_bytes(),
+                ]);
                 take_number(&mut self.list_numbers, start, NUMBER_MASK)
             }
         };
         let found = self.found.remove(&number);
-        let slots = before.map(|list| &list.slots).or(found.as_ref()).unwrap_or(&Slots::default()).deal(wanted);
+        let slots = before
+            .map(|list| &list.slots)
+            .or(found.as_ref())
+            .unwrap_or(&Slots::default())
+            .deal(wanted);
         let mut handles = BTreeMap::new();
         if affinity.is_some() {
             for (_, address) in slots.filled() {
                 let known = before.and_then(|list| list.handles.get(&address)).copied();
-                handles.insert(address, known.unwrap_or_else(|| self.take_handle(number, address)));
+                handles.insert(
+                    address,
+                    known.unwrap_or_else(|| self.take_handle(number, address)),
+                );
             }
         }
-        List { number, affinity, slots, handles }
+        List {
+            number,
+            affinity,
+            slots,
+            handles,
+        }
     }
 
     fn take_handle(&mut self, list: u32, address: SocketAddr) -> Handle {
         let start = stable_hash(&[&list.to_le_bytes(), address.to_string().as_bytes()]);
-        Handle::new(take_number(&mut self.handle_numbers, start, Handle::new(u32::MAX).number()))
+        Handle::new(take_number(
+            &mut self.handle_numbers,
+            start,
+            Handle::new(u32::MAX).number(),
+        ))
     }
 
     /// Whether the Service has it now; if another has, it waits.
@@ -352,7 +457,11 @@ impl Model {
     }
 
     /// Puts a Service's next state in the place of the one before; returns what changes and the state before.
-    pub fn replace(&mut self, name: &ServiceName, next: Option<Programmed>) -> (Difference, Option<Programmed>) {
+    pub fn replace(
+        &mut self,
+        name: &ServiceName,
+        next: Option<Programmed>,
+    ) -> (Difference, Option<Programmed>) {
         let before = self.services.remove(name);
         let old = before.as_ref().map(Programmed::entries).unwrap_or_default();
         let new = next.as_ref().map(Programmed::entries).unwrap_or_default();
@@ -413,26 +522,46 @@ impl Model {
     }
 
     /// The kernel took the change: what the Service had before is free. Returns who waited for it.
-    pub fn settle(&mut self, name: &ServiceName, before: Option<Programmed>) -> BTreeSet<ServiceName> {
+    pub fn settle(
+        &mut self,
+        name: &ServiceName,
+        before: Option<Programmed>,
+    ) -> BTreeSet<ServiceName> {
         let now = self.services.get(name).cloned();
         self.release(name, before.unwrap_or_default(), now.unwrap_or_default())
     }
 
     /// The kernel refused the change: the state before holds again. Returns who waited for what is free now.
-    pub fn undo(&mut self, name: &ServiceName, before: Option<Programmed>) -> BTreeSet<ServiceName> {
+    pub fn undo(
+        &mut self,
+        name: &ServiceName,
+        before: Option<Programmed>,
+    ) -> BTreeSet<ServiceName> {
         let (_, refused) = self.replace(name, before);
         let now = self.services.get(name).cloned();
         self.release(name, refused.unwrap_or_default(), now.unwrap_or_default())
     }
 
     /// Frees what `gone` has and `kept` hasn't.
-    fn release(&mut self, name: &ServiceName, gone: Programmed, kept: Programmed) -> BTreeSet<ServiceName> {
+    fn release(
+        &mut self,
+        name: &ServiceName,
+        gone: Programmed,
+        kept: Programmed,
+    ) -> BTreeSet<ServiceName> {
         let numbers = |state: &Programmed| -> HashSet<u32> {
-            state.ports.iter().flat_map(PortState::lists).map(|list| list.number).collect()
+            state
+                .ports
+                .iter()
+                .flat_map(PortState::lists)
+                .map(|list| list.number)
+                .collect()
         };
         let handles = |state: &Programmed| -> HashSet<u32> {
             let lists = state.ports.iter().flat_map(PortState::lists);
-            lists.flat_map(|list| list.handles.values().map(|handle| handle.number())).collect()
+            lists
+                .flat_map(|list| list.handles.values().map(|handle| handle.number()))
+                .collect()
         };
         for number in numbers(&gone).difference(&numbers(&kept)) {
             self.list_numbers.remove(number);
@@ -445,7 +574,9 @@ impl Model {
         };
         let mut waiting = BTreeSet::new();
         for claim in claims(&gone).difference(&claims(&kept)) {
-            let Some(claimants) = self.claims.remove(claim) else { continue };
+            let Some(claimants) = self.claims.remove(claim) else {
+                continue;
+            };
             if claimants.owner.as_ref() == Some(name) {
                 waiting.extend(claimants.waiting);
             } else {

@@ -5,8 +5,8 @@ use super::element::{AFFINITY_BIT, CLASS_MASK, LARGEST_CLASS, SetName};
 use crate::config::{Config, DetectLocal};
 use ipnet::IpNet;
 use linux::nftables::{
-    ADDRESS_TYPE_LOCAL, Chain, ChainKind, Compare, Family, Field, Hook, Rule, Set, SetOperation, Verdict, ct_state,
-    ct_status,
+    ADDRESS_TYPE_LOCAL, Chain, ChainKind, Compare, Family, Field, Hook, Rule, Set, SetOperation,
+    Verdict, ct_state, ct_status,
 };
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -110,11 +110,20 @@ impl Skeleton {
 }
 
 fn sets(family: Family, affinities: &BTreeSet<u32>) -> Vec<Set> {
-    let client = [Field::saddr(family), Field::daddr(family), Field::L4Proto, Field::ThDport];
+    let client = [
+        Field::saddr(family),
+        Field::daddr(family),
+        Field::L4Proto,
+        Field::ThDport,
+    ];
     let mut sets = vec![Set::of(POD_NETWORKS, &[Field::saddr(family)]).of_intervals()];
     sets.extend(SetName::ALL.map(|set| set.declaration(family)));
     sets.push(Set::map(AFFINITY, &client, &[Field::Priority]).dynamic(AFFINITY_CLIENTS));
-    sets.extend(affinities.iter().map(|seconds| SetName::AffinityLists(*seconds).declaration(family)));
+    sets.extend(
+        affinities
+            .iter()
+            .map(|seconds| SetName::AffinityLists(*seconds).declaration(family)),
+    );
     sets
 }
 
@@ -122,7 +131,12 @@ fn verdict_maps() -> Vec<VerdictMap> {
     let map = |name: &str, chain: &str| VerdictMap {
         set: Set::verdict_map(name, &[Field::Priority]),
         elements: (0..=LARGEST_CLASS)
-            .map(|class| ((class + 1) << 28, Verdict::Goto(format!("{chain}-{}", 1u32 << class))))
+            .map(|class| {
+                (
+                    (class + 1) << 28,
+                    Verdict::Goto(format!("{chain}-{}", 1u32 << class)),
+                )
+            })
             .collect(),
     };
     vec![map(CLASSES, "pick"), map(AFFINITY_CLASSES, "affinity-draw")]
@@ -143,13 +157,19 @@ impl Builder<'_> {
         self.regular(MASQUERADE, vec![Rule::new().set_mark_bits(mark)]);
         let hairpin = [Field::saddr(self.family), Field::daddr(self.family)];
         let mut rules = vec![
-            Rule::new().has_any(Field::CtStatus, ct_status::DNAT).clear_priority().comment("it held the list"),
+            Rule::new()
+                .has_any(Field::CtStatus, ct_status::DNAT)
+                .clear_priority()
+                .comment("it held the list"),
             Rule::new()
                 .has_any(Field::CtStatus, ct_status::DNAT)
                 .is_in(&hairpin, &SetName::Hairpin.name())
                 .masquerade_fully_random()
                 .comment("an endpoint that reaches itself"),
-            Rule::new().mark_has(mark).flip_mark_bits(mark).masquerade_fully_random(),
+            Rule::new()
+                .mark_has(mark)
+                .flip_mark_bits(mark)
+                .masquerade_fully_random(),
         ];
         if let Some(bridge) = &self.config.bridge {
             let rule = Rule::new()
@@ -160,7 +180,10 @@ impl Builder<'_> {
                 .comment("else the answer goes past the node");
             rules.insert(2, rule);
         }
-        self.chain(Chain::base("nat-postrouting", ChainKind::Nat, Hook::Postrouting, 100), rules);
+        self.chain(
+            Chain::base("nat-postrouting", ChainKind::Nat, Hook::Postrouting, 100),
+            rules,
+        );
     }
 
     /// A draw among 2^class slots: `pick-N` repeats `draw-N` until it finds an endpoint.
@@ -175,12 +198,15 @@ impl Builder<'_> {
                 &SetName::Endpoints.name(),
             );
             self.regular(&format!("draw-{size}"), vec![rule]);
-            let mut rules = repeated(&format!("draw-{size}"), class);
+            let mut rules = vec![Rule::new().mask_priority(!CLASS_MASK)];
+            rules.extend(repeated("draw", class));
             rules.push(Rule::new().drop().comment("sent again, it draws again"));
             self.regular(&format!("pick-{size}"), rules);
             let rule = Rule::new().set_priority_from(&key, &SetName::AffinitySlots.name());
             self.regular(&format!("affinity-try-{size}"), vec![rule]);
-            self.regular(&format!("affinity-draw-{size}"), repeated(&format!("affinity-try-{size}"), class));
+            let mut rules = vec![Rule::new().mask_priority(!CLASS_MASK)];
+            rules.extend(repeated("affinity-try", class));
+            self.regular(&format!("affinity-draw-{size}"), rules);
         }
     }
 
@@ -189,8 +215,12 @@ impl Builder<'_> {
         let draw = Rule::new().verdict_from_masked(Field::Priority, CLASS_MASK, AFFINITY_CLASSES);
         self.regular("affinity-draw", vec![draw]);
         let mut local = self.for_local_sources(|rule| rule.return_());
-        local.push(Rule::new().matches(Field::FibSaddrType, &local_type()).return_());
-        local.push(Rule::new().set_priority_from(&[Field::Priority], &SetName::LocalLists.name()));
+        local.push(
+            Rule::new()
+                .matches(Field::FibSaddrType, &local_type())
+                .return_(),
+        );
+        local.extend(self.to_local_list(|rule| rule));
         self.regular("restore-local-list", local);
         let frontend = self.frontend;
         let node_port = self.node_port;
@@ -207,22 +237,40 @@ impl Builder<'_> {
         for seconds in affinities {
             self.affinity_of(*seconds);
             let list = SetName::AffinityLists(*seconds).name();
-            rules.push(Rule::new().is_in(&[Field::Priority], &list).goto(&format!("affinity-{seconds}")));
+            rules.push(
+                Rule::new()
+                    .is_in(&[Field::Priority], &list)
+                    .goto(&format!("affinity-{seconds}")),
+            );
         }
-        rules.push(Rule::new().drop());
+        // Between two transactions a packet may hold a list's former class: then any timeout is better than none.
+        rules.extend(
+            affinities
+                .first()
+                .map(|seconds| Rule::new().goto(&format!("affinity-{seconds}"))),
+        );
         self.regular("affinity", rules);
     }
 
     fn affinity_of(&mut self, seconds: u32) {
-        let client = [Field::saddr(self.family), self.frontend[0], self.frontend[1], self.frontend[2]];
+        let client = [
+            Field::saddr(self.family),
+            self.frontend[0],
+            self.frontend[1],
+            self.frontend[2],
+        ];
         let timeout = Some(Duration::from_secs(seconds.into()));
         let handle = [Field::Priority];
         let protocols: [&[u8]; 3] = [&[6], &[17], &[132]];
         let family = self.family;
-        let change = |operation, timeout| Rule::new().change_set(operation, AFFINITY, &client, timeout, &handle);
+        let change = |operation, timeout| {
+            Rule::new().change_set(operation, AFFINITY, &client, timeout, &handle)
+        };
         let to_endpoint = || {
             let endpoints = SetName::AffinityEndpoints.name();
-            Rule::new().is_one_of(Field::L4Proto, &protocols).dnat_from(family, &handle, &endpoints)
+            Rule::new()
+                .is_one_of(Field::L4Proto, &protocols)
+                .dnat_from(family, &handle, &endpoints)
         };
         let new = format!("affinity-new-{seconds}");
         let known = format!("affinity-known-{seconds}");
@@ -241,7 +289,12 @@ impl Builder<'_> {
             Rule::new().goto(&new),
         ];
         self.regular(&known, follow);
-        let rules = vec![Rule::new().set_priority_from(&client, AFFINITY).goto(&known), Rule::new().goto(&new)];
+        let rules = vec![
+            Rule::new()
+                .set_priority_from(&client, AFFINITY)
+                .goto(&known),
+            Rule::new().goto(&new),
+        ];
         self.regular(&format!("affinity-{seconds}"), rules);
     }
 
@@ -249,18 +302,32 @@ impl Builder<'_> {
     fn for_local_sources(&self, then: impl Fn(Rule) -> Rule) -> Vec<Rule> {
         match &self.config.detect_local {
             DetectLocal::Networks(_) => {
-                vec![then(Rule::new().is_in(&[Field::saddr(self.family)], POD_NETWORKS))]
+                vec![then(
+                    Rule::new().is_in(&[Field::saddr(self.family)], POD_NETWORKS),
+                )]
             }
             DetectLocal::Interface(name) => {
-                vec![then(Rule::new().interface(Field::IifName, Compare::Equal, name))]
+                vec![then(Rule::new().interface(
+                    Field::IifName,
+                    Compare::Equal,
+                    name,
+                ))]
             }
             DetectLocal::Unknown => Vec::new(),
         }
     }
 
+    /// From a list to the list of those of its endpoints that are on this node.
+    fn to_local_list(&self, then: impl Fn(Rule) -> Rule) -> [Rule; 2] {
+        let local = Rule::new().set_priority_from(&[Field::Priority], &SetName::LocalLists.name());
+        [Rule::new().mask_priority(!CLASS_MASK), then(local)]
+    }
+
     fn frontends(&mut self) {
         let pick = vec![
-            Rule::new().masked(Field::Priority, AFFINITY_BIT, AFFINITY_BIT).goto("affinity"),
+            Rule::new()
+                .masked(Field::Priority, AFFINITY_BIT, AFFINITY_BIT)
+                .goto("affinity"),
             Rule::new().verdict_from_masked(Field::Priority, CLASS_MASK, CLASSES),
         ];
         self.regular("pick", pick);
@@ -269,32 +336,64 @@ impl Builder<'_> {
             cluster.push(Rule::new().jump(MASQUERADE));
         } else {
             cluster.extend(match &self.config.detect_local {
-                DetectLocal::Networks(_) => {
-                    Some(Rule::new().is_not_in(&[Field::saddr(self.family)], POD_NETWORKS).jump(MASQUERADE))
-                }
-                DetectLocal::Interface(name) => {
-                    Some(Rule::new().interface(Field::IifName, Compare::NotEqual, name).jump(MASQUERADE))
-                }
+                DetectLocal::Networks(_) => Some(
+                    Rule::new()
+                        .is_not_in(&[Field::saddr(self.family)], POD_NETWORKS)
+                        .jump(MASQUERADE),
+                ),
+                DetectLocal::Interface(name) => Some(
+                    Rule::new()
+                        .interface(Field::IifName, Compare::NotEqual, name)
+                        .jump(MASQUERADE),
+                ),
                 DetectLocal::Unknown => None,
             });
         }
         cluster.push(Rule::new().goto("pick"));
         self.regular("cluster-frontend", cluster);
-        self.regular("external-frontend", vec![Rule::new().jump(MASQUERADE), Rule::new().goto("pick")]);
+        self.regular(
+            "external-frontend",
+            vec![Rule::new().jump(MASQUERADE), Rule::new().goto("pick")],
+        );
         let mut local = self.for_local_sources(|rule| rule.goto("pick"));
-        local.push(Rule::new().matches(Field::FibSaddrType, &local_type()).jump(MASQUERADE));
-        local.push(Rule::new().matches(Field::FibSaddrType, &local_type()).goto("pick"));
-        local.push(Rule::new().set_priority_from(&[Field::Priority], &SetName::LocalLists.name()).goto("pick"));
+        local.push(
+            Rule::new()
+                .matches(Field::FibSaddrType, &local_type())
+                .jump(MASQUERADE),
+        );
+        local.push(
+            Rule::new()
+                .matches(Field::FibSaddrType, &local_type())
+                .goto("pick"),
+        );
+        local.extend(self.to_local_list(|rule| rule.goto("pick")));
         local.push(Rule::new().drop());
         self.regular("local-frontend", local);
-        let source = [Field::saddr(self.family), self.frontend[0], self.frontend[1], self.frontend[2]];
-        let check = vec![Rule::new().is_in(&source, &SetName::SourceRanges.name()).return_(), Rule::new().drop()];
+        let source = [
+            Field::saddr(self.family),
+            self.frontend[0],
+            self.frontend[1],
+            self.frontend[2],
+        ];
+        let check = vec![
+            Rule::new()
+                .is_in(&source, &SetName::SourceRanges.name())
+                .return_(),
+            Rule::new().drop(),
+        ];
         self.regular("check-source-ranges", check);
-        for (chain, then) in
-            [("external-ip-frontend", "external-frontend"), ("local-external-ip-frontend", "local-frontend")]
-        {
+        for (chain, then) in [
+            ("external-ip-frontend", "external-frontend"),
+            ("local-external-ip-frontend", "local-frontend"),
+        ] {
             let restricted = Rule::new().is_in(&self.frontend, &SetName::RestrictedServices.name());
-            self.regular(chain, vec![restricted.jump("check-source-ranges"), Rule::new().goto(then)]);
+            self.regular(
+                chain,
+                vec![
+                    restricted.jump("check-source-ranges"),
+                    Rule::new().goto(then),
+                ],
+            );
         }
     }
 
@@ -303,13 +402,23 @@ impl Builder<'_> {
         let local = Rule::new().matches(Field::FibDaddrType, &local_type());
         let daddr = Field::daddr(self.family);
         if self.node_addresses.is_empty() {
-            let (address, prefix): (IpAddr, u8) =
-                if self.family == Family::Ip6 { (IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1u16]), 128) } else { ([127, 0, 0, 0].into(), 8) };
+            let (address, prefix): (IpAddr, u8) = if self.family == Family::Ip6 {
+                (IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1u16]), 128)
+            } else {
+                ([127, 0, 0, 0].into(), 8)
+            };
             return vec![local.in_network(daddr, Compare::NotEqual, address, prefix)];
         }
         self.node_addresses
             .iter()
-            .map(|network| local.clone().in_network(daddr, Compare::Equal, network.addr(), network.prefix_len()))
+            .map(|network| {
+                local.clone().in_network(
+                    daddr,
+                    Compare::Equal,
+                    network.addr(),
+                    network.prefix_len(),
+                )
+            })
             .collect()
     }
 
@@ -328,39 +437,78 @@ impl Builder<'_> {
             lookup(SetName::ExternalIps).goto("external-ip-frontend"),
             lookup(SetName::LocalExternalIps).goto("local-external-ip-frontend"),
         ];
-        rules.extend(self.to_node().into_iter().map(|rule| rule.jump("node-ports")));
+        rules.extend(
+            self.to_node()
+                .into_iter()
+                .map(|rule| rule.jump("node-ports")),
+        );
         self.regular("services", rules);
     }
 
     fn entry_points(&mut self) {
         let services = || vec![Rule::new().jump("services")];
-        self.chain(Chain::base("nat-prerouting", ChainKind::Nat, Hook::Prerouting, -100), services());
-        self.chain(Chain::base("nat-output", ChainKind::Nat, Hook::Output, -100), services());
+        self.chain(
+            Chain::base("nat-prerouting", ChainKind::Nat, Hook::Prerouting, -100),
+            services(),
+        );
+        self.chain(
+            Chain::base("nat-output", ChainKind::Nat, Hook::Output, -100),
+            services(),
+        );
     }
 
     /// What wasn't translated and yet goes to a Service is refused.
     fn checks(&mut self) {
         let family = self.family;
-        let reject_node_port = Rule::new().is_in(&self.node_port, &SetName::NoEndpointNodePorts.name()).reject(family);
+        let reject_node_port = Rule::new()
+            .is_in(&self.node_port, &SetName::NoEndpointNodePorts.name())
+            .reject(family);
         self.regular("check-node-ports", vec![reject_node_port]);
         let other_port = vec![
             // It is known, and yet it wasn't translated: its element was being replaced.
-            Rule::new().set_priority_from(&self.frontend, &SetName::ClusterIps.name()).drop(),
+            Rule::new()
+                .set_priority_from(&self.frontend, &SetName::ClusterIps.name())
+                .drop(),
             Rule::new().reject(family).comment("no such port"),
         ];
         self.regular("check-cluster-address", other_port);
         let mut rules = vec![
-            Rule::new().has_any(Field::CtStatus, ct_status::DNAT).return_(),
-            Rule::new().is_in(&self.frontend, &SetName::NoEndpointServices.name()).reject(family),
-            Rule::new().is_in(&[self.frontend[0]], &SetName::ClusterAddresses.name()).goto("check-cluster-address"),
+            Rule::new()
+                .has_any(Field::CtStatus, ct_status::DNAT)
+                .return_(),
+            Rule::new()
+                .is_in(&self.frontend, &SetName::NoEndpointServices.name())
+                .reject(family),
+            Rule::new()
+                .is_in(&[self.frontend[0]], &SetName::ClusterAddresses.name())
+                .goto("check-cluster-address"),
         ];
-        rules.extend(self.to_node().into_iter().map(|rule| rule.jump("check-node-ports")));
+        rules.extend(
+            self.to_node()
+                .into_iter()
+                .map(|rule| rule.jump("check-node-ports")),
+        );
         self.regular("check-services", rules);
-        let check = || vec![Rule::new().has_any(Field::CtState, ct_state::NEW).jump("check-services")];
-        self.chain(Chain::base("filter-input", ChainKind::Filter, Hook::Input, -110), check());
-        self.chain(Chain::base("filter-forward", ChainKind::Filter, Hook::Forward, -110), check());
+        let check = || {
+            vec![
+                Rule::new()
+                    .has_any(Field::CtState, ct_state::NEW)
+                    .jump("check-services"),
+            ]
+        };
+        self.chain(
+            Chain::base("filter-input", ChainKind::Filter, Hook::Input, -110),
+            check(),
+        );
+        self.chain(
+            Chain::base("filter-forward", ChainKind::Filter, Hook::Forward, -110),
+            check(),
+        );
         // After nat-output, which is at -100.
-        self.chain(Chain::base("filter-output", ChainKind::Filter, Hook::Output, -90), check());
+        self.chain(
+            Chain::base("filter-output", ChainKind::Filter, Hook::Output, -90),
+            check(),
+        );
     }
 }
 
@@ -368,13 +516,16 @@ fn local_type() -> [u8; 4] {
     ADDRESS_TYPE_LOCAL.to_ne_bytes()
 }
 
-/// Jumps to the draw of a class, as often as it takes; the last resort is the draw of one.
+/// Jumps to the draw of a class, as often as it takes. The last resort is the draw of one: twice, since before Linux
+/// 6.17 a lookup may miss an element that is being replaced.
 fn repeated(chain: &str, class: u32) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    if class > 0 {
-        rules.extend(std::iter::repeat_n(Rule::new().jump(chain), DRAWS));
-    }
-    let prefix = chain.rsplit_once('-').map_or(chain, |(prefix, _)| prefix);
-    rules.push(Rule::new().jump(&format!("{prefix}-1")));
-    rules
+    let draws = std::iter::repeat_n(
+        Rule::new().jump(&format!("{chain}-{}", 1u32 << class)),
+        DRAWS,
+    );
+    let last = std::iter::repeat_n(Rule::new().jump(&format!("{chain}-1")), 2);
+    draws
+        .take(if class > 0 { DRAWS } else { 0 })
+        .chain(last)
+        .collect()
 }

@@ -19,9 +19,18 @@ pub fn format_table(skeleton: &Skeleton, entries: impl Iterator<Item = Labelled>
     }
     let mut out = format!("table {} {TABLE} {{\n", skeleton.family);
     for set in &skeleton.sets {
-        let name = by_set.keys().copied().find(|name| name.name() == set.name.as_str());
-        let elements = name.and_then(|name| by_set.get(&name)).map(Vec::as_slice).unwrap_or_default();
-        let mut lines: Vec<String> = elements.iter().map(|labelled| format_element(set, labelled)).collect();
+        let name = by_set
+            .keys()
+            .copied()
+            .find(|name| name.name() == set.name.as_str());
+        let elements = name
+            .and_then(|name| by_set.get(&name))
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let mut lines: Vec<String> = elements
+            .iter()
+            .map(|labelled| format_element(set, labelled))
+            .collect();
         if set.name == POD_NETWORKS {
             lines.extend(skeleton.pod_networks.iter().map(ToString::to_string));
         }
@@ -29,8 +38,11 @@ pub fn format_table(skeleton: &Skeleton, entries: impl Iterator<Item = Labelled>
     }
     for map in &skeleton.verdict_maps {
         let key = |key: &u32| Field::Priority.format_value(&key.to_ne_bytes());
-        let lines: Vec<String> =
-            map.elements.iter().map(|(number, verdict)| format!("{} : {verdict}", key(number))).collect();
+        let lines: Vec<String> = map
+            .elements
+            .iter()
+            .map(|(number, verdict)| format!("{} : {verdict}", key(number)))
+            .collect();
         format_set(&mut out, &map.set, &lines);
     }
     for chain in &skeleton.chains {
@@ -51,7 +63,11 @@ pub fn format_table(skeleton: &Skeleton, entries: impl Iterator<Item = Labelled>
 fn format_set(out: &mut String, set: &Set, elements: &[String]) {
     let _ = write!(out, "{set}");
     if !elements.is_empty() {
-        let _ = writeln!(out, "\t\telements = {{ {} }}", elements.join(",\n\t\t\t     "));
+        let _ = writeln!(
+            out,
+            "\t\telements = {{ {} }}",
+            elements.join(",\n\t\t\t     ")
+        );
     }
     out.push_str("\t}\n\n");
 }
@@ -67,7 +83,11 @@ fn format_element(set: &Set, labelled: &Labelled) -> String {
     };
     let _ = write!(text, " comment \"{}\"", labelled.label);
     if let Some(MapValue::Fields(fields)) = &set.value {
-        let _ = write!(text, " : {}", format_values(fields, value.bytes().as_slice()));
+        let _ = write!(
+            text,
+            " : {}",
+            format_values(fields, value.bytes().as_slice())
+        );
     }
     text
 }

@@ -67,7 +67,11 @@ fn with_fallback<'a>(
     second: impl Fn(&&Candidate) -> bool,
 ) -> Vec<&'a Candidate> {
     let chosen: Vec<_> = candidates.clone().filter(first).collect();
-    if chosen.is_empty() { candidates.filter(second).collect() } else { chosen }
+    if chosen.is_empty() {
+        candidates.filter(second).collect()
+    } else {
+        chosen
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +88,10 @@ fn preference(candidates: &[Candidate], node: &NodeFacts) -> Preference {
         return Preference::Node;
     }
     let zone_known = !node.zone.is_empty();
-    if zone_known && ready().all(|c| !c.zones.is_empty()) && ready().any(|c| c.zones.contains(&node.zone)) {
+    if zone_known
+        && ready().all(|c| !c.zones.is_empty())
+        && ready().any(|c| c.zones.contains(&node.zone))
+    {
         return Preference::Zone;
     }
     Preference::None
@@ -107,7 +114,11 @@ mod tests {
     }
 
     fn terminating(last: u8) -> Candidate {
-        Candidate { ready: false, terminating: true, ..candidate(last) }
+        Candidate {
+            ready: false,
+            terminating: true,
+            ..candidate(last)
+        }
     }
 
     fn lasts(addresses: &[SocketAddr]) -> Vec<u8> {
@@ -121,31 +132,74 @@ mod tests {
     }
 
     fn node() -> NodeFacts {
-        NodeFacts { name: "here".into(), zone: "a".into(), ..NodeFacts::default() }
+        NodeFacts {
+            name: "here".into(),
+            zone: "a".into(),
+            ..NodeFacts::default()
+        }
     }
 
     #[test]
     fn terminating_endpoints_serve_only_when_none_is_ready() {
         let chosen = choose(&[candidate(1), terminating(2)], &node());
         assert_eq!(lasts(&chosen.cluster), [1]);
-        let chosen = choose(&[terminating(2), Candidate { serving: false, ..terminating(3) }], &node());
+        let chosen = choose(
+            &[
+                terminating(2),
+                Candidate {
+                    serving: false,
+                    ..terminating(3)
+                },
+            ],
+            &node(),
+        );
         assert_eq!((lasts(&chosen.cluster), chosen.any), (vec![2], true));
-        let chosen = choose(&[Candidate { serving: false, ..terminating(3) }], &node());
+        let chosen = choose(
+            &[Candidate {
+                serving: false,
+                ..terminating(3)
+            }],
+            &node(),
+        );
         assert!(chosen.cluster.is_empty() && !chosen.any);
     }
 
     #[test]
     fn a_local_endpoint_that_terminates_serves_local_traffic_though_others_are_ready() {
-        let chosen = choose(&[candidate(1), Candidate { local: true, ..terminating(2) }], &node());
-        assert_eq!((lasts(&chosen.cluster), lasts(&chosen.local)), (vec![1], vec![2]));
+        let chosen = choose(
+            &[
+                candidate(1),
+                Candidate {
+                    local: true,
+                    ..terminating(2)
+                },
+            ],
+            &node(),
+        );
+        assert_eq!(
+            (lasts(&chosen.cluster), lasts(&chosen.local)),
+            (vec![1], vec![2])
+        );
     }
 
     #[test]
     fn zone_hints_hold_only_if_every_endpoint_has_one() {
-        let in_zone = |last, zone: &str| Candidate { zones: Arc::new([zone.to_owned()]), ..candidate(last) };
-        assert_eq!(lasts(&choose(&[in_zone(1, "a"), in_zone(2, "b")], &node()).cluster), [1]);
-        assert_eq!(lasts(&choose(&[in_zone(1, "a"), candidate(2)], &node()).cluster), [1, 2]);
-        assert_eq!(lasts(&choose(&[in_zone(1, "c"), in_zone(2, "b")], &node()).cluster), [1, 2]);
+        let in_zone = |last, zone: &str| Candidate {
+            zones: Arc::new([zone.to_owned()]),
+            ..candidate(last)
+        };
+        assert_eq!(
+            lasts(&choose(&[in_zone(1, "a"), in_zone(2, "b")], &node()).cluster),
+            [1]
+        );
+        assert_eq!(
+            lasts(&choose(&[in_zone(1, "a"), candidate(2)], &node()).cluster),
+            [1, 2]
+        );
+        assert_eq!(
+            lasts(&choose(&[in_zone(1, "c"), in_zone(2, "b")], &node()).cluster),
+            [1, 2]
+        );
     }
 
     #[test]
@@ -155,7 +209,13 @@ mod tests {
             nodes: Arc::new([to.to_owned()]),
             ..candidate(last)
         };
-        assert_eq!(lasts(&choose(&[hinted(1, "here"), hinted(2, "there")], &node()).cluster), [1]);
-        assert_eq!(lasts(&choose(&[hinted(1, "x"), hinted(2, "y")], &node()).cluster), [1, 2]);
+        assert_eq!(
+            lasts(&choose(&[hinted(1, "here"), hinted(2, "there")], &node()).cluster),
+            [1]
+        );
+        assert_eq!(
+            lasts(&choose(&[hinted(1, "x"), hinted(2, "y")], &node()).cluster),
+            [1, 2]
+        );
     }
 }

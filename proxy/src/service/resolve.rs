@@ -122,12 +122,27 @@ pub fn resolve<'a>(
     let mut resolved = ResolvedService::default();
     for cluster_ip in cluster_ips(service) {
         for port in &spec.ports {
-            resolved.ports.extend(resolve_port(name, service, port, cluster_ip, slices.clone(), node));
+            resolved.ports.extend(resolve_port(
+                name,
+                service,
+                port,
+                cluster_ip,
+                slices.clone(),
+                node,
+            ));
         }
     }
-    if spec.kind == "LoadBalancer" && is_local(&spec.external_traffic_policy) && spec.health_check_node_port != 0 {
+    if spec.kind == "LoadBalancer"
+        && is_local(&spec.external_traffic_policy)
+        && spec.health_check_node_port != 0
+    {
         resolved.health_check_port = Some(spec.health_check_node_port);
-        let local: BTreeSet<IpAddr> = resolved.ports.iter().flat_map(|p| &p.local).map(SocketAddr::ip).collect();
+        let local: BTreeSet<IpAddr> = resolved
+            .ports
+            .iter()
+            .flat_map(|p| &p.local)
+            .map(SocketAddr::ip)
+            .collect();
         resolved.local_endpoints = local.len();
     }
     resolved
@@ -136,7 +151,11 @@ pub fn resolve<'a>(
 /// One address a family; objects of old have `clusterIP` alone.
 fn cluster_ips(service: &Service) -> Vec<IpAddr> {
     let spec = &service.spec;
-    let texts = if spec.cluster_ips.is_empty() { std::slice::from_ref(&spec.cluster_ip) } else { &spec.cluster_ips };
+    let texts = if spec.cluster_ips.is_empty() {
+        std::slice::from_ref(&spec.cluster_ip)
+    } else {
+        &spec.cluster_ips
+    };
     texts.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
@@ -145,7 +164,11 @@ fn is_local(policy: &Option<String>) -> bool {
 }
 
 fn family_of(address: IpAddr) -> Family {
-    if address.is_ipv6() { Family::Ip6 } else { Family::Ip }
+    if address.is_ipv6() {
+        Family::Ip6
+    } else {
+        Family::Ip
+    }
 }
 
 fn resolve_port<'a>(
@@ -159,22 +182,46 @@ fn resolve_port<'a>(
     let spec = &service.spec;
     let protocol = Protocol::parse(port.protocol.as_deref())?;
     let family = family_of(cluster_ip);
-    let frontend = |address| Frontend { address, protocol, port: port.port };
-    let of_family = |text: &String| text.parse().ok().filter(|address| family_of(*address) == family);
+    let frontend = |address| Frontend {
+        address,
+        protocol,
+        port: port.port,
+    };
+    let of_family = |text: &String| {
+        text.parse()
+            .ok()
+            .filter(|address| family_of(*address) == family)
+    };
     let balanced = load_balancer_addresses(service).filter(|address| family_of(*address) == family);
     let balanced: BTreeSet<Frontend> = balanced.map(frontend).collect();
-    let external: BTreeSet<Frontend> = spec.external_ips.iter().filter_map(of_family).map(frontend).collect();
+    let external: BTreeSet<Frontend> = spec
+        .external_ips
+        .iter()
+        .filter_map(of_family)
+        .map(frontend)
+        .collect();
     let source_ranges = source_ranges(spec, family);
     // As upstream: ranges of the other family alone leave this one open.
-    let restricted: Vec<Frontend> =
-        if source_ranges.is_empty() { Vec::new() } else { balanced.difference(&external).copied().collect() };
+    let restricted: Vec<Frontend> = if source_ranges.is_empty() {
+        Vec::new()
+    } else {
+        balanced.difference(&external).copied().collect()
+    };
     let external_local = is_local(&spec.external_traffic_policy);
     let internal_local = is_local(&spec.internal_traffic_policy);
     let candidates = candidates(slices, port, protocol, family, node);
     let chosen = choose(&candidates, node);
     let usable = |candidate: &&Candidate| candidate.local && (candidate.ready || candidate.serving);
-    let on_node: BTreeSet<IpAddr> = candidates.iter().filter(usable).map(|c| c.address.ip()).collect();
-    let name = if port.name.is_empty() { name.to_string() } else { format!("{name}:{}", port.name) };
+    let on_node: BTreeSet<IpAddr> = candidates
+        .iter()
+        .filter(usable)
+        .map(|c| c.address.ip())
+        .collect();
+    let name = if port.name.is_empty() {
+        name.to_string()
+    } else {
+        format!("{name}:{}", port.name)
+    };
     Some(ServicePort {
         name: name.into(),
         family,
@@ -188,7 +235,11 @@ fn resolve_port<'a>(
         internal_local,
         external_local,
         cluster: chosen.cluster,
-        local: if internal_local || external_local { chosen.local } else { Vec::new() },
+        local: if internal_local || external_local {
+            chosen.local
+        } else {
+            Vec::new()
+        },
         on_node: on_node.into_iter().collect(),
         any: chosen.any,
     })
@@ -207,8 +258,13 @@ fn load_balancer_addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
 }
 
 fn source_ranges(spec: &super::object::ServiceSpec, family: Family) -> Vec<IpNet> {
-    let parsed = spec.load_balancer_source_ranges.iter().filter_map(|text| text.trim().parse::<IpNet>().ok());
-    let ranges: Vec<IpNet> = parsed.filter(|range| family_of(range.addr()) == family).collect();
+    let parsed = spec
+        .load_balancer_source_ranges
+        .iter()
+        .filter_map(|text| text.trim().parse::<IpNet>().ok());
+    let ranges: Vec<IpNet> = parsed
+        .filter(|range| family_of(range.addr()) == family)
+        .collect();
     let mut ranges = IpNet::aggregate(&ranges);
     ranges.sort_unstable();
     ranges
@@ -220,9 +276,16 @@ fn affinity(spec: &super::object::ServiceSpec) -> Option<Affinity> {
     if spec.session_affinity.as_deref() != Some("ClientIP") {
         return None;
     }
-    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
-    let seconds = config.and_then(|config| config.timeout_seconds).unwrap_or(DEFAULT_SECONDS);
-    Some(Affinity { seconds: seconds.clamp(1, 86_400) })
+    let config = spec
+        .session_affinity_config
+        .as_ref()
+        .and_then(|config| config.client_ip.as_ref());
+    let seconds = config
+        .and_then(|config| config.timeout_seconds)
+        .unwrap_or(DEFAULT_SECONDS);
+    Some(Affinity {
+        seconds: seconds.clamp(1, 86_400),
+    })
 }
 
 /// The endpoints that the slices have for a port. An endpoint may stand in two slices while it moves between them: the
@@ -234,15 +297,26 @@ fn candidates<'a>(
     family: Family,
     node: &NodeFacts,
 ) -> Vec<Candidate> {
-    let wanted = if family == Family::Ip6 { "IPv6" } else { "IPv4" };
+    let wanted = if family == Family::Ip6 {
+        "IPv6"
+    } else {
+        "IPv4"
+    };
     let mut found: Vec<Candidate> = Vec::new();
     for slice in slices.filter(|slice| slice.address_type == wanted) {
         let port = slice.ports.iter().find(|candidate| {
             candidate.name.as_deref().unwrap_or_default() == port.name
                 && Protocol::parse(candidate.protocol.as_deref()) == Some(protocol)
         });
-        let Some(port) = port.and_then(|port| port.port) else { continue };
-        found.extend(slice.endpoints.iter().filter_map(|endpoint| candidate(endpoint, port, node)));
+        let Some(port) = port.and_then(|port| port.port) else {
+            continue;
+        };
+        found.extend(
+            slice
+                .endpoints
+                .iter()
+                .filter_map(|endpoint| candidate(endpoint, port, node)),
+        );
     }
     let rank = |c: &Candidate| (c.address, !c.ready, !c.serving, c.terminating);
     found.sort_by_key(rank);
@@ -253,15 +327,25 @@ fn candidates<'a>(
 fn candidate(endpoint: &super::object::Endpoint, port: u16, node: &NodeFacts) -> Option<Candidate> {
     let address: IpAddr = endpoint.addresses.first()?.parse().ok()?;
     let ready = endpoint.conditions.ready.unwrap_or(true);
-    let names = |list: &[super::object::Named]| list.iter().map(|named| named.name.clone()).collect::<Arc<[String]>>();
+    let names = |list: &[super::object::Named]| {
+        list.iter()
+            .map(|named| named.name.clone())
+            .collect::<Arc<[String]>>()
+    };
     Some(Candidate {
         address: SocketAddr::new(address, port),
         ready,
         serving: endpoint.conditions.serving.unwrap_or(ready),
         terminating: endpoint.conditions.terminating.unwrap_or(false),
         local: endpoint.node_name.as_deref() == Some(&node.name),
-        zones: endpoint.hints.as_ref().map_or_else(|| Arc::new([]) as Arc<[String]>, |hints| names(&hints.for_zones)),
-        nodes: endpoint.hints.as_ref().map_or_else(|| Arc::new([]) as Arc<[String]>, |hints| names(&hints.for_nodes)),
+        zones: endpoint.hints.as_ref().map_or_else(
+            || Arc::new([]) as Arc<[String]>,
+            |hints| names(&hints.for_zones),
+        ),
+        nodes: endpoint.hints.as_ref().map_or_else(
+            || Arc::new([]) as Arc<[String]>,
+            |hints| names(&hints.for_nodes),
+        ),
     })
 }
 

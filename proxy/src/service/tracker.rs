@@ -37,7 +37,10 @@ pub struct Tracker {
 impl Tracker {
     /// Nothing is known yet but the node.
     pub fn new(node: NodeFacts) -> Tracker {
-        Tracker { node, ..Tracker::default() }
+        Tracker {
+            node,
+            ..Tracker::default()
+        }
     }
 
     /// What is known about this node.
@@ -50,8 +53,11 @@ impl Tracker {
         match change {
             Change::Service(service) => {
                 let name = ServiceName::new(&service.metadata.namespace, &service.metadata.name);
-                self.dirty.insert(name.clone());
-                self.services.insert(name, *service);
+                // A list repeats what is known.
+                if self.services.get(&name) != Some(&service) {
+                    self.dirty.insert(name.clone());
+                    self.services.insert(name, *service);
+                }
             }
             Change::ServiceGone(name) => {
                 if self.services.remove(&name).is_some() {
@@ -70,20 +76,33 @@ impl Tracker {
     }
 
     fn apply_slice(&mut self, slice: EndpointSlice) {
-        let key = (slice.metadata.namespace.clone(), slice.metadata.name.clone());
-        let owner = slice.metadata.labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty());
+        let key = (
+            slice.metadata.namespace.clone(),
+            slice.metadata.name.clone(),
+        );
+        let owner = slice
+            .metadata
+            .labels
+            .get(SERVICE_NAME_LABEL)
+            .filter(|name| !name.is_empty());
         let owner = owner.map(|name| ServiceName::new(&slice.metadata.namespace, name));
         if self.owners.get(&key) != owner.as_ref() {
             self.remove_slice(key.clone());
         }
         let Some(owner) = owner else { return };
-        self.slices.entry(owner.clone()).or_default().insert(key.1.clone(), slice);
+        let slices = self.slices.entry(owner.clone()).or_default();
+        if slices.get(&key.1) == Some(&slice) {
+            return;
+        }
+        slices.insert(key.1.clone(), slice);
         self.owners.insert(key, owner.clone());
         self.dirty.insert(owner);
     }
 
     fn remove_slice(&mut self, key: (String, String)) {
-        let Some(owner) = self.owners.remove(&key) else { return };
+        let Some(owner) = self.owners.remove(&key) else {
+            return;
+        };
         if let Some(slices) = self.slices.get_mut(&owner) {
             slices.remove(&key.1);
             if slices.is_empty() {
@@ -116,7 +135,12 @@ impl Tracker {
     }
 
     /// The names of all Services that are known, and of all slices (namespace, name): what a new list lacks is gone.
-    pub fn known(&self) -> (impl Iterator<Item = &ServiceName>, impl Iterator<Item = &(String, String)>) {
+    pub fn known(
+        &self,
+    ) -> (
+        impl Iterator<Item = &ServiceName>,
+        impl Iterator<Item = &(String, String)>,
+    ) {
         (self.services.keys(), self.owners.keys())
     }
 }
@@ -145,7 +169,9 @@ mod tests {
     }
 
     fn endpoints(tracker: &Tracker, name: &str) -> usize {
-        let resolved = tracker.resolve(&ServiceName::new("default", name)).expect("the service");
+        let resolved = tracker
+            .resolve(&ServiceName::new("default", name))
+            .expect("the service");
         resolved.ports.iter().map(|port| port.cluster.len()).sum()
     }
 
@@ -156,7 +182,10 @@ mod tests {
         tracker.apply(service("b"));
         tracker.take_changed();
         tracker.apply(slice("a-1", "a", "10.0.0.1"));
-        assert_eq!(tracker.take_changed(), BTreeSet::from([ServiceName::new("default", "a")]));
+        assert_eq!(
+            tracker.take_changed(),
+            BTreeSet::from([ServiceName::new("default", "a")])
+        );
         assert_eq!((endpoints(&tracker, "a"), endpoints(&tracker, "b")), (1, 0));
     }
 

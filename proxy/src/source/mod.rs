@@ -5,7 +5,7 @@
 
 mod watch;
 
-pub use watch::follow;
+pub use watch::{follow, list};
 
 use crate::service::object::{EndpointSlice, Metadata, Node, Service};
 use crate::service::{Change, NodeFacts, ServiceName};
@@ -56,7 +56,10 @@ impl Followed for Service {
     }
 
     fn gone(self) -> Change {
-        Change::ServiceGone(ServiceName::new(&self.metadata.namespace, &self.metadata.name))
+        Change::ServiceGone(ServiceName::new(
+            &self.metadata.namespace,
+            &self.metadata.name,
+        ))
     }
 }
 
@@ -90,7 +93,9 @@ impl Followed for Node {
             .addresses
             .iter()
             .filter(|address| matches!(address.kind.as_str(), "InternalIP" | "ExternalIP"))
-            .filter_map(|address| Some((address.kind != "InternalIP", address.address.parse().ok()?)))
+            .filter_map(|address| {
+                Some((address.kind != "InternalIP", address.address.parse().ok()?))
+            })
             .collect();
         addresses.sort_by_key(|(external, _)| *external);
         Change::Node(NodeFacts {

@@ -47,7 +47,7 @@ pub async fn follow<K: Followed>(client: kube::Client, path: String, to: Sender<
         let known = version.take();
         let end = match known {
             Some(version) => watch::<K>(&client, &path, version, &to).await,
-            None => list::<K>(&client, &path, &to).await,
+            None => list_to::<K>(&client, &path, &to).await,
         };
         match end {
             Ok(End::Closed) => return,
@@ -69,7 +69,9 @@ pub async fn follow<K: Followed>(client: kube::Client, path: String, to: Sender<
 
 /// Half to the whole of the delay, by the clock's lowest digits: many nodes must not come back at the same moment.
 fn jittered(delay: Duration) -> Duration {
-    let nanoseconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+    let nanoseconds = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |now| now.subsec_nanos());
     delay / 2 + delay / 2 * (nanoseconds % 1000) / 1000
 }
 
@@ -81,25 +83,51 @@ fn describe(error: &kube::Error) -> String {
 }
 
 fn request(uri: &str) -> Result<http::Request<Vec<u8>>, kube::Error> {
-    http::Request::get(uri).body(Vec::new()).map_err(kube::Error::HttpError)
+    http::Request::get(uri)
+        .body(Vec::new())
+        .map_err(kube::Error::HttpError)
 }
 
 /// An error, and the version to go on from if there is one.
 type Failed = (kube::Error, Option<String>);
 
-async fn list<K: Followed>(client: &kube::Client, path: &str, to: &Sender<Update>) -> Result<End, Failed> {
+/// Reads all objects at a path, page by page; also returns the version that a watch goes on from.
+///
+/// # Errors
+/// The API's.
+pub async fn list<K: Followed>(
+    client: &kube::Client,
+    path: &str,
+) -> Result<(Update, String), kube::Error> {
     let mut changes = Vec::new();
     let mut next = String::new();
     loop {
         let uri = format!("{path}&limit={PAGE}{next}");
-        let page: List<K> = client.request(request(&uri).map_err(|e| (e, None))?).await.map_err(|e| (e, None))?;
+        let page: List<K> = client.request(request(&uri)?).await?;
         changes.extend(page.items.into_iter().map(K::changed));
         if page.metadata.next.is_empty() {
-            let sent = to.send(Update::List(K::KIND, changes));
-            return Ok(if sent.is_ok() { End::Resume(page.metadata.resource_version) } else { End::Closed });
+            return Ok((
+                Update::List(K::KIND, changes),
+                page.metadata.resource_version,
+            ));
         }
         next = format!("&continue={}", page.metadata.next);
     }
+}
+
+async fn list_to<K: Followed>(
+    client: &kube::Client,
+    path: &str,
+    to: &Sender<Update>,
+) -> Result<End, Failed> {
+    let (update, version) = list::<K>(client, path)
+        .await
+        .map_err(|error| (error, None))?;
+    Ok(if to.send(update).is_ok() {
+        End::Resume(version)
+    } else {
+        End::Closed
+    })
 }
 
 async fn watch<K: Followed>(
@@ -108,7 +136,8 @@ async fn watch<K: Followed>(
     from: String,
     to: &Sender<Update>,
 ) -> Result<End, Failed> {
-    let seconds = 300 + u64::from(jittered(Duration::from_millis(1000)).subsec_millis()) * 300 / 1000;
+    let seconds =
+        300 + u64::from(jittered(Duration::from_millis(1000)).subsec_millis()) * 300 / 1000;
     let uri = format!(
         "{path}&watch=true&allowWatchBookmarks=true&resourceVersion={from}&timeoutSeconds={seconds}"
     );
@@ -144,11 +173,17 @@ fn take<K: Followed>(
             *version = bookmark.metadata.resource_version;
             return ControlFlow::Continue(());
         }
-        WatchEvent::Error(status) if status.code == GONE => return ControlFlow::Break(Ok(End::Relist)),
+        WatchEvent::Error(status) if status.code == GONE => {
+            return ControlFlow::Break(Ok(End::Relist));
+        }
         WatchEvent::Error(status) => return ControlFlow::Break(Err(kube::Error::Api(status))),
     };
     object.metadata().resource_version.clone_into(version);
-    let change = if gone { object.gone() } else { object.changed() };
+    let change = if gone {
+        object.gone()
+    } else {
+        object.changed()
+    };
     match to.send(Update::Change(change, Instant::now())) {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(Ok(End::Closed)),

@@ -40,8 +40,18 @@ fn path_of(kind: &str) -> &'static str {
 }
 
 fn key_of(object: &Value) -> (String, String, String) {
-    let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-    (path_of(&text("/kind")).to_owned(), text("/metadata/namespace"), text("/metadata/name"))
+    let text = |pointer| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    (
+        path_of(&text("/kind")).to_owned(),
+        text("/metadata/namespace"),
+        text("/metadata/name"),
+    )
 }
 
 fn line(kind: &str, object: &Value) -> Result<http_body::Frame<Bytes>, Infallible> {
@@ -56,8 +66,14 @@ impl Api {
         state.revision += 1;
         object["metadata"]["resourceVersion"] = state.revision.to_string().into();
         let key = key_of(&object);
-        let kind = if state.objects.contains_key(&key) { "MODIFIED" } else { "ADDED" };
-        state.watchers.retain(|(path, watcher)| *path != key.0 || watcher.send(line(kind, &object)).is_ok());
+        let kind = if state.objects.contains_key(&key) {
+            "MODIFIED"
+        } else {
+            "ADDED"
+        };
+        state
+            .watchers
+            .retain(|(path, watcher)| *path != key.0 || watcher.send(line(kind, &object)).is_ok());
         state.objects.insert(key, object);
     }
 
@@ -65,10 +81,18 @@ impl Api {
     pub fn delete(&self, kind: &str, namespace: &str, name: &str) {
         let state = &mut *self.0.lock().expect("state");
         state.revision += 1;
-        let key = (path_of(kind).to_owned(), namespace.to_owned(), name.to_owned());
-        let Some(mut object) = state.objects.remove(&key) else { return };
+        let key = (
+            path_of(kind).to_owned(),
+            namespace.to_owned(),
+            name.to_owned(),
+        );
+        let Some(mut object) = state.objects.remove(&key) else {
+            return;
+        };
         object["metadata"]["resourceVersion"] = state.revision.to_string().into();
-        state.watchers.retain(|(path, watcher)| *path != key.0 || watcher.send(line("DELETED", &object)).is_ok());
+        state.watchers.retain(|(path, watcher)| {
+            *path != key.0 || watcher.send(line("DELETED", &object)).is_ok()
+        });
     }
 
     /// Refuses all requests and ends all watches, or serves again.
@@ -108,7 +132,11 @@ impl Api {
         }
         let query = request.uri().query().unwrap_or_default();
         let parameter = |name: &str| {
-            query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default().to_owned()
+            query
+                .split('&')
+                .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+                .unwrap_or_default()
+                .to_owned()
         };
         let path = request.uri().path().to_owned();
         if parameter("watch") != "true" {
@@ -121,10 +149,16 @@ impl Api {
         }
         let (sender, receiver) = unbounded_channel();
         let version = |object: &Value| -> u64 {
-            let text = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+            let text = object["metadata"]["resourceVersion"]
+                .as_str()
+                .unwrap_or_default();
             text.parse().unwrap_or(0)
         };
-        for object in state.objects.iter().filter(|(key, object)| key.0 == path && version(object) > from) {
+        for object in state
+            .objects
+            .iter()
+            .filter(|(key, object)| key.0 == path && version(object) > from)
+        {
             let _ = sender.send(line("MODIFIED", object.1));
         }
         state.watchers.push((path, sender));
@@ -139,9 +173,18 @@ impl Api {
 fn list(state: &State, path: &str, limit: &str, from: &str) -> Reply {
     let limit: usize = limit.parse().unwrap_or(usize::MAX);
     let from: usize = from.parse().unwrap_or(0);
-    let all: Vec<&Value> = state.objects.iter().filter(|(key, _)| key.0 == path).map(|(_, object)| object).collect();
+    let all: Vec<&Value> = state
+        .objects
+        .iter()
+        .filter(|(key, _)| key.0 == path)
+        .map(|(_, object)| object)
+        .collect();
     let page: Vec<&Value> = all.iter().skip(from).take(limit).copied().collect();
-    let next = if from + page.len() < all.len() { (from + page.len()).to_string() } else { String::new() };
+    let next = if from + page.len() < all.len() {
+        (from + page.len()).to_string()
+    } else {
+        String::new()
+    };
     let metadata = json!({ "resourceVersion": state.revision.to_string(), "continue": next });
     whole(&json!({ "metadata": metadata, "items": page }))
 }

@@ -21,7 +21,9 @@ impl Namespace {
         let (ready, started) = channel();
         std::thread::spawn(move || {
             unshare(&[NamespaceKind::Network]).expect("a network namespace (needs root)");
-            ready.send(nix::unistd::gettid().as_raw()).expect("test is there");
+            ready
+                .send(nix::unistd::gettid().as_raw())
+                .expect("test is there");
             for task in queue {
                 task();
             }
@@ -35,9 +37,13 @@ impl Namespace {
     /// Runs something in the namespace and waits for it.
     pub fn run<T: Send + 'static>(&self, task: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = channel();
-        let task = move || drop(done.send(std::panic::catch_unwind(std::panic::AssertUnwindSafe(task))));
+        let task =
+            move || drop(done.send(std::panic::catch_unwind(std::panic::AssertUnwindSafe(task))));
         self.tasks.send(Box::new(task)).expect("namespace");
-        result.recv().expect("a result").unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        result
+            .recv()
+            .expect("a result")
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Starts a thread in the namespace.
@@ -67,13 +73,22 @@ impl Namespace {
     /// The same over UDP, from a port that stays the same.
     pub fn ask_udp(&self, to: SocketAddr, from_port: u16) -> Result<Answer, String> {
         self.run(move || {
-            let any: IpAddr = if to.is_ipv6() { "::".parse() } else { "0.0.0.0".parse() }.expect("address");
+            let any: IpAddr = if to.is_ipv6() {
+                "::".parse()
+            } else {
+                "0.0.0.0".parse()
+            }
+            .expect("address");
             let socket = UdpSocket::bind((any, from_port)).map_err(|error| error.to_string())?;
-            socket.set_read_timeout(Some(TIMEOUT)).map_err(|error| error.to_string())?;
+            socket
+                .set_read_timeout(Some(TIMEOUT))
+                .map_err(|error| error.to_string())?;
             socket.connect(to).map_err(|error| error.to_string())?;
             socket.send(b"?").map_err(|error| error.to_string())?;
             let mut answer = [0; 200];
-            let length = socket.recv(&mut answer).map_err(|error| error.to_string())?;
+            let length = socket
+                .recv(&mut answer)
+                .map_err(|error| error.to_string())?;
             Ok(Answer::parse(&answer[..length]))
         })
     }
@@ -82,10 +97,15 @@ impl Namespace {
 const TIMEOUT: Duration = Duration::from_millis(700);
 
 fn ask(to: SocketAddr) -> Result<Answer, String> {
-    let mut stream = TcpStream::connect_timeout(&to, TIMEOUT).map_err(|error| error.kind().to_string())?;
-    stream.set_read_timeout(Some(TIMEOUT)).map_err(|error| error.to_string())?;
+    let mut stream =
+        TcpStream::connect_timeout(&to, TIMEOUT).map_err(|error| error.kind().to_string())?;
+    stream
+        .set_read_timeout(Some(TIMEOUT))
+        .map_err(|error| error.to_string())?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).map_err(|error| error.to_string())?;
+    stream
+        .read_to_end(&mut answer)
+        .map_err(|error| error.to_string())?;
     Ok(Answer::parse(&answer))
 }
 
@@ -100,7 +120,10 @@ impl Answer {
     fn parse(bytes: &[u8]) -> Answer {
         let text = String::from_utf8_lossy(bytes).into_owned();
         let (server, seen) = text.split_once(' ').expect("an answer");
-        Answer { server: server.to_owned(), seen: seen.trim().parse().expect("address") }
+        Answer {
+            server: server.to_owned(),
+            seen: seen.trim().parse().expect("address"),
+        }
     }
 }
 
@@ -127,7 +150,10 @@ fn serve(namespace: &Namespace, name: &str) {
     namespace.spawn(move || {
         let mut buffer = [0; 10];
         while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(format!("{udp_name} {}", peer.ip().to_canonical()).as_bytes(), peer);
+            let _ = socket.send_to(
+                format!("{udp_name} {}", peer.ip().to_canonical()).as_bytes(),
+                peer,
+            );
         }
     });
 }
@@ -147,29 +173,54 @@ impl Lab {
     pub fn new(pods: usize) -> Lab {
         let node = Namespace::new();
         let outside = Namespace::new();
-        node.ip("link add orlop0 type bridge");
+        // Without a querier snooping may keep neighbour discovery from a new port.
+        node.ip("link add orlop0 type bridge mcast_snooping 0");
         node.ip("addr add 10.244.0.1/24 dev orlop0");
         node.ip("addr add fd00:10:244::1/64 dev orlop0 nodad");
         node.ip("link set orlop0 up");
-        node.ip(&format!("link add eth0 type veth peer name eth0 netns {}", outside.thread_id));
+        node.ip(&format!(
+            "link add eth0 type veth peer name eth0 netns {}",
+            outside.thread_id
+        ));
         node.ip("addr add 192.0.2.1/24 dev eth0");
         node.ip("addr add 2001:db8::1/64 dev eth0 nodad");
         node.ip("link set eth0 up");
         outside.ip("addr add 192.0.2.100/24 dev eth0");
         outside.ip("addr add 2001:db8::100/64 dev eth0 nodad");
         outside.ip("link set eth0 up");
-        for namespace in [(&node, "192.0.2.100", "2001:db8::100"), (&outside, "192.0.2.1", "2001:db8::1")] {
-            namespace.0.ip(&format!("route add default via {}", namespace.1));
-            namespace.0.ip(&format!("-6 route add default via {}", namespace.2));
+        for namespace in [
+            (&node, "192.0.2.100", "2001:db8::100"),
+            (&outside, "192.0.2.1", "2001:db8::1"),
+        ] {
+            namespace
+                .0
+                .ip(&format!("route add default via {}", namespace.1));
+            namespace
+                .0
+                .ip(&format!("-6 route add default via {}", namespace.2));
         }
-        let pods = (0..pods).map(|index| Lab::pod(&node, index)).collect();
-        Lab { node, outside, pods }
+        let pods: Vec<Pod> = (0..pods).map(|index| Lab::pod(&node, index)).collect();
+        // A bridge port passes packets some time after its link is up.
+        for pod in &pods {
+            for address in [pod.address, pod.address6] {
+                let reachable = (0..50).any(|_| node.ask(SocketAddr::new(address, PORT)).is_ok());
+                assert!(reachable, "{} at {address}", pod.name);
+            }
+        }
+        Lab {
+            node,
+            outside,
+            pods,
+        }
     }
 
     fn pod(node: &Namespace, index: usize) -> Pod {
         let namespace = Namespace::new();
         let host = 10 + index;
-        node.ip(&format!("link add pod{index} type veth peer name eth0 netns {}", namespace.thread_id));
+        node.ip(&format!(
+            "link add pod{index} type veth peer name eth0 netns {}",
+            namespace.thread_id
+        ));
         node.ip(&format!("link set pod{index} master orlop0 up"));
         node.command(&format!("echo 1 > /sys/class/net/pod{index}/brport/hairpin_mode || ip link set pod{index} type bridge_slave hairpin on"));
         namespace.ip(&format!("addr add 10.244.0.{host}/24 dev eth0"));
@@ -181,6 +232,11 @@ impl Lab {
         serve(&namespace, &name);
         let address = IpAddr::from([10, 244, 0, host as u8]);
         let address6 = format!("fd00:10:244::{host}").parse().expect("address");
-        Pod { namespace, name, address, address6 }
+        Pod {
+            namespace,
+            name,
+            address,
+            address6,
+        }
     }
 }

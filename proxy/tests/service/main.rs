@@ -34,10 +34,18 @@ pub fn start_unsynced(api: &Api, namespace: &Namespace, config: Config) -> Runni
     let (done, ended) = std::sync::mpsc::channel();
     let (token, api) = (shutdown.clone(), api.clone());
     namespace.spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-        let _ = done.send(runtime.block_on(async { proxy::run(config, api.client(), token).await }));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("runtime");
+        let _ =
+            done.send(runtime.block_on(async { proxy::run(config, api.client(), token).await }));
     });
-    Running { progress, shutdown, ended }
+    Running {
+        progress,
+        shutdown,
+        ended,
+    }
 }
 
 impl Running {
@@ -49,7 +57,11 @@ impl Running {
     pub fn wait_for(&self, holds: impl Fn(&Progress) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while !holds(&self.progress.borrow()) {
-            assert!(Instant::now() < deadline, "the proxy stays at {:?}", self.progress());
+            assert!(
+                Instant::now() < deadline,
+                "the proxy stays at {:?}",
+                self.progress()
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -64,13 +76,18 @@ impl Running {
 
     pub fn stop(self) -> Result<(), proxy::Error> {
         self.shutdown.cancel();
-        self.ended.recv_timeout(Duration::from_secs(20)).expect("it ends")
+        self.ended
+            .recv_timeout(Duration::from_secs(20))
+            .expect("it ends")
     }
 }
 
 pub fn config() -> Config {
     let networks = ["10.244.0.0/16", "fd00:10:244::/48"].map(|text| text.parse().expect("network"));
-    Config { bridge: Some("orlop0".into()), ..Config::new("node", networks.to_vec()) }
+    Config {
+        bridge: Some("orlop0".into()),
+        ..Config::new("node", networks.to_vec())
+    }
 }
 
 /// A Service `default/web` with one port, 80 to 8080.
@@ -103,10 +120,11 @@ pub fn merged(mut object: Value, patch: Value) -> Value {
 
 /// The slice of `default/web`, with ready endpoints on this node.
 pub fn slice(addresses: &[IpAddr]) -> Value {
-    let endpoint = |address: &IpAddr| {
-        json!({ "addresses": [address.to_string()], "nodeName": "node", "conditions": { "ready": true } })
-    };
-    slice_of(addresses.first().is_some_and(IpAddr::is_ipv6), addresses.iter().map(endpoint).collect())
+    let endpoint = |address: &IpAddr| json!({ "addresses": [address.to_string()], "nodeName": "node", "conditions": { "ready": true } });
+    slice_of(
+        addresses.first().is_some_and(IpAddr::is_ipv6),
+        addresses.iter().map(endpoint).collect(),
+    )
 }
 
 pub fn slice_of(ipv6: bool, endpoints: Vec<Value>) -> Value {

@@ -39,7 +39,10 @@ fn a_cluster_ip_answers_from_node_and_pod_and_spreads_evenly() {
     let from_node = servers((0..600).map(|_| lab.node.ask(at(WEB, 80))));
     assert_eq!(from_node.len(), 3);
     // Three standard deviations of a fair draw are 35.
-    assert!(from_node.values().all(|count| (150..=250).contains(count)), "{from_node:?}");
+    assert!(
+        from_node.values().all(|count| (150..=250).contains(count)),
+        "{from_node:?}"
+    );
     let from_pod = servers((0..60).map(|_| lab.pods[0].namespace.ask(at(WEB, 80))));
     assert_eq!(from_pod.len(), 3, "itself too: {from_pod:?}");
 }
@@ -51,12 +54,28 @@ fn pods_see_each_others_address_and_nodes_are_masqueraded() {
     api.apply(service(WEB));
     api.apply(slice(&[lab.pods[1].address]));
     let _running = start(&api, &lab.node, config());
-    let seen = lab.pods[0].namespace.ask(at(WEB, 80)).expect("an answer").seen;
-    if lab.node.command("cat /proc/sys/net/bridge/bridge-nf-call-iptables || true").trim() == "1" {
+    let seen = lab.pods[0]
+        .namespace
+        .ask(at(WEB, 80))
+        .expect("an answer")
+        .seen;
+    if lab
+        .node
+        .command("cat /proc/sys/net/bridge/bridge-nf-call-iptables || true")
+        .trim()
+        == "1"
+    {
         assert_eq!(seen, lab.pods[0].address);
     }
-    assert_eq!(lab.node.ask(at(WEB, 80)).expect("an answer").seen, IpAddr::from([10, 244, 0, 1]));
-    let itself = lab.pods[1].namespace.ask(at(WEB, 80)).expect("a hairpin answer").seen;
+    assert_eq!(
+        lab.node.ask(at(WEB, 80)).expect("an answer").seen,
+        IpAddr::from([10, 244, 0, 1])
+    );
+    let itself = lab.pods[1]
+        .namespace
+        .ask(at(WEB, 80))
+        .expect("a hairpin answer")
+        .seen;
     assert_ne!(itself, lab.pods[1].address);
 }
 
@@ -64,30 +83,53 @@ fn pods_see_each_others_address_and_nodes_are_masqueraded() {
 fn dual_stack_serves_both_families() {
     let lab = Lab::new(2);
     let api = Api::default();
-    let both = merged(service(WEB), json!({ "spec": {
+    let both = merged(
+        service(WEB),
+        json!({ "spec": {
         "type": "NodePort", "clusterIPs": [WEB, "fd96::10"],
         "ports": [{ "name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080 }]
-    } }));
+    } }),
+    );
     api.apply(both);
     api.apply(slice(&addresses(&lab)));
     let six: Vec<IpAddr> = lab.pods.iter().map(|pod| pod.address6).collect();
-    api.apply(merged(slice(&six), json!({ "metadata": { "name": "web-6" } })));
+    api.apply(merged(
+        slice(&six),
+        json!({ "metadata": { "name": "web-6" } }),
+    ));
     let _running = start(&api, &lab.node, config());
     for address in [WEB, "fd96::10"] {
-        assert_eq!(servers((0..40).map(|_| lab.node.ask(at(address, 80)))).len(), 2, "{address}");
-        assert_eq!(servers((0..40).map(|_| lab.pods[0].namespace.ask(at(address, 80)))).len(), 2, "{address}");
+        assert_eq!(
+            servers((0..40).map(|_| lab.node.ask(at(address, 80)))).len(),
+            2,
+            "{address}"
+        );
+        assert_eq!(
+            servers((0..40).map(|_| lab.pods[0].namespace.ask(at(address, 80)))).len(),
+            2,
+            "{address}"
+        );
     }
-    assert_eq!(servers((0..40).map(|_| lab.outside.ask(at(NODE6, 30080)))).len(), 2);
-    assert_eq!(servers((0..40).map(|_| lab.outside.ask(node(30080)))).len(), 2);
+    assert_eq!(
+        servers((0..40).map(|_| lab.outside.ask(at(NODE6, 30080)))).len(),
+        2
+    );
+    assert_eq!(
+        servers((0..40).map(|_| lab.outside.ask(node(30080)))).len(),
+        2
+    );
 }
 
 #[test]
 fn a_service_without_endpoints_is_refused_at_once_and_so_is_another_port() {
     let lab = Lab::new(1);
     let api = Api::default();
-    api.apply(merged(service(WEB), json!({ "spec": {
+    api.apply(merged(
+        service(WEB),
+        json!({ "spec": {
         "type": "NodePort", "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }]
-    } })));
+    } }),
+    ));
     let running = start(&api, &lab.node, config());
     let refused = Err("connection refused".to_owned());
     for namespace in [&lab.node, &lab.pods[0].namespace] {
@@ -107,16 +149,28 @@ fn a_service_without_endpoints_is_refused_at_once_and_so_is_another_port() {
 fn a_node_port_answers_outside_and_inside_but_not_on_loopback() {
     let lab = Lab::new(2);
     let api = Api::default();
-    api.apply(merged(service(WEB), json!({ "spec": {
+    api.apply(merged(
+        service(WEB),
+        json!({ "spec": {
         "type": "NodePort", "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }]
-    } })));
+    } }),
+    ));
     api.apply(slice(&addresses(&lab)));
     let _running = start(&api, &lab.node, config());
-    assert_eq!(servers((0..40).map(|_| lab.outside.ask(node(30080)))).len(), 2);
+    assert_eq!(
+        servers((0..40).map(|_| lab.outside.ask(node(30080)))).len(),
+        2
+    );
     assert_eq!(servers((0..40).map(|_| lab.node.ask(node(30080)))).len(), 2);
-    assert_eq!(servers((0..40).map(|_| lab.pods[0].namespace.ask(node(30080)))).len(), 2);
+    assert_eq!(
+        servers((0..40).map(|_| lab.pods[0].namespace.ask(node(30080)))).len(),
+        2
+    );
     assert!(lab.node.ask(at("127.0.0.1", 30080)).is_err());
-    assert_ne!(lab.outside.ask(node(30080)).expect("an answer").seen, IpAddr::from(OUTSIDE));
+    assert_ne!(
+        lab.outside.ask(node(30080)).expect("an answer").seen,
+        IpAddr::from(OUTSIDE)
+    );
 }
 
 #[test]
@@ -129,18 +183,39 @@ fn external_traffic_policy_local_keeps_the_clients_address_and_the_node() {
     }, "status": { "loadBalancer": { "ingress": [{ "ip": "203.0.113.7" }] } } });
     api.apply(merged(service(WEB), spec));
     let on = |address: IpAddr, node: &str| json!({ "addresses": [address.to_string()], "nodeName": node });
-    api.apply(slice_of(false, vec![on(lab.pods[0].address, "node"), on(lab.pods[1].address, "elsewhere")]));
+    api.apply(slice_of(
+        false,
+        vec![
+            on(lab.pods[0].address, "node"),
+            on(lab.pods[1].address, "elsewhere"),
+        ],
+    ));
     let running = start(&api, &lab.node, config());
     for to in [node(30080), at("203.0.113.7", 80)] {
         for _ in 0..20 {
             let answer = lab.outside.ask(to).expect("an answer");
-            assert_eq!((answer.server.as_str(), answer.seen), ("pod0", IpAddr::from(OUTSIDE)));
+            assert_eq!(
+                (answer.server.as_str(), answer.seen),
+                ("pod0", IpAddr::from(OUTSIDE))
+            );
         }
-        assert_eq!(servers((0..40).map(|_| lab.pods[0].namespace.ask(to))).len(), 2, "from within, all endpoints");
-        assert_eq!(servers((0..40).map(|_| lab.node.ask(to))).len(), 2, "from the node, all endpoints");
+        assert_eq!(
+            servers((0..40).map(|_| lab.pods[0].namespace.ask(to))).len(),
+            2,
+            "from within, all endpoints"
+        );
+        assert_eq!(
+            servers((0..40).map(|_| lab.node.ask(to))).len(),
+            2,
+            "from the node, all endpoints"
+        );
     }
     running.after(|| api.apply(slice_of(false, vec![on(lab.pods[1].address, "elsewhere")])));
-    assert_eq!(lab.outside.ask(node(30080)), Err("timed out".into()), "dropped, so that the balancer looks elsewhere");
+    assert_eq!(
+        lab.outside.ask(node(30080)),
+        Err("timed out".into()),
+        "dropped, so that the balancer looks elsewhere"
+    );
     assert!(lab.pods[0].namespace.ask(node(30080)).is_ok());
 }
 
@@ -148,14 +223,26 @@ fn external_traffic_policy_local_keeps_the_clients_address_and_the_node() {
 fn internal_traffic_policy_local_stays_on_the_node() {
     let lab = Lab::new(2);
     let api = Api::default();
-    api.apply(merged(service(WEB), json!({ "spec": { "internalTrafficPolicy": "Local" } })));
+    api.apply(merged(
+        service(WEB),
+        json!({ "spec": { "internalTrafficPolicy": "Local" } }),
+    ));
     let on = |address: IpAddr, node: &str| json!({ "addresses": [address.to_string()], "nodeName": node });
-    api.apply(slice_of(false, vec![on(lab.pods[0].address, "node"), on(lab.pods[1].address, "elsewhere")]));
+    api.apply(slice_of(
+        false,
+        vec![
+            on(lab.pods[0].address, "node"),
+            on(lab.pods[1].address, "elsewhere"),
+        ],
+    ));
     let running = start(&api, &lab.node, config());
     let from_pod = servers((0..20).map(|_| lab.pods[1].namespace.ask(at(WEB, 80))));
     assert_eq!(from_pod.keys().collect::<Vec<_>>(), ["pod0"]);
     running.after(|| api.apply(slice_of(false, vec![on(lab.pods[1].address, "elsewhere")])));
-    assert_eq!(lab.pods[1].namespace.ask(at(WEB, 80)), Err("timed out".into()));
+    assert_eq!(
+        lab.pods[1].namespace.ask(at(WEB, 80)),
+        Err("timed out".into())
+    );
 }
 
 #[test]
@@ -163,15 +250,21 @@ fn source_ranges_bind_the_load_balancers_address_only() {
     let lab = Lab::new(1);
     let api = Api::default();
     let balanced = |range: &str| {
-        merged(service(WEB), json!({ "spec": {
+        merged(
+            service(WEB),
+            json!({ "spec": {
             "type": "LoadBalancer", "loadBalancerSourceRanges": [range, "198.51.100.0/24"],
             "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }]
-        }, "status": { "loadBalancer": { "ingress": [{ "ip": "203.0.113.7" }] } } }))
+        }, "status": { "loadBalancer": { "ingress": [{ "ip": "203.0.113.7" }] } } }),
+        )
     };
     api.apply(balanced("203.0.113.0/24"));
     api.apply(slice(&addresses(&lab)));
     let running = start(&api, &lab.node, config());
-    assert_eq!(lab.outside.ask(at("203.0.113.7", 80)), Err("timed out".into()));
+    assert_eq!(
+        lab.outside.ask(at("203.0.113.7", 80)),
+        Err("timed out".into())
+    );
     assert!(lab.outside.ask(node(30080)).is_ok());
     assert!(lab.node.ask(at(WEB, 80)).is_ok());
     running.after(|| api.apply(balanced("192.0.2.0/25")));
@@ -182,20 +275,32 @@ fn source_ranges_bind_the_load_balancers_address_only() {
 fn a_client_stays_with_its_endpoint_until_that_goes() {
     let lab = Lab::new(3);
     let api = Api::default();
-    api.apply(merged(service(WEB), json!({ "spec": { "sessionAffinity": "ClientIP" } })));
+    api.apply(merged(
+        service(WEB),
+        json!({ "spec": { "sessionAffinity": "ClientIP" } }),
+    ));
     api.apply(slice(&addresses(&lab)));
     let running = start(&api, &lab.node, config());
     let client = &lab.pods[0].namespace;
     let first = servers((0..30).map(|_| client.ask(at(WEB, 80))));
     assert_eq!(first.len(), 1, "{first:?}");
     let chosen = first.into_keys().next().expect("a server");
-    let others: Vec<IpAddr> = lab.pods.iter().filter(|pod| pod.name != chosen).map(|pod| pod.address).collect();
+    let others: Vec<IpAddr> = lab
+        .pods
+        .iter()
+        .filter(|pod| pod.name != chosen)
+        .map(|pod| pod.address)
+        .collect();
     running.after(|| api.apply(slice(&others)));
     let second = servers((0..30).map(|_| client.ask(at(WEB, 80))));
     assert_eq!(second.len(), 1, "{second:?}");
     assert!(!second.contains_key(&chosen));
     running.after(|| api.apply(slice(&addresses(&lab))));
-    assert_eq!(servers((0..30).map(|_| client.ask(at(WEB, 80)))), second, "a new endpoint moves nobody");
+    assert_eq!(
+        servers((0..30).map(|_| client.ask(at(WEB, 80)))),
+        second,
+        "a new endpoint moves nobody"
+    );
 }
 
 #[test]
@@ -226,19 +331,40 @@ fn affinity_ends_with_its_timeout_and_spreads_clients() {
 fn udp_leaves_an_endpoint_that_goes() {
     let lab = Lab::new(2);
     let api = Api::default();
-    api.apply(merged(service(WEB), json!({ "spec": { "ports": [{ "name": "dns", "port": 53, "protocol": "UDP" }] } })));
+    api.apply(merged(
+        service(WEB),
+        json!({ "spec": { "ports": [{ "name": "dns", "port": 53, "protocol": "UDP" }] } }),
+    ));
     api.apply(slice(&addresses(&lab)));
     let running = start(&api, &lab.node, config());
     let client = &lab.outside;
     client.ip("route add 10.96.0.0/16 via 192.0.2.1");
-    let first = client.ask_udp(at(WEB, 53), 4_000).expect("an answer").server;
+    let first = client
+        .ask_udp(at(WEB, 53), 4_000)
+        .expect("an answer")
+        .server;
     for _ in 0..5 {
-        assert_eq!(client.ask_udp(at(WEB, 53), 4_000).expect("an answer").server, first);
+        assert_eq!(
+            client
+                .ask_udp(at(WEB, 53), 4_000)
+                .expect("an answer")
+                .server,
+            first
+        );
     }
-    let others: Vec<IpAddr> = lab.pods.iter().filter(|pod| pod.name != first).map(|pod| pod.address).collect();
+    let others: Vec<IpAddr> = lab
+        .pods
+        .iter()
+        .filter(|pod| pod.name != first)
+        .map(|pod| pod.address)
+        .collect();
     running.after(|| api.apply(slice(&others)));
     // The entry is deleted after the transaction.
-    let moved = (0..20).any(|_| client.ask_udp(at(WEB, 53), 4_000).is_ok_and(|answer| answer.server != first));
+    let moved = (0..20).any(|_| {
+        client
+            .ask_udp(at(WEB, 53), 4_000)
+            .is_ok_and(|answer| answer.server != first)
+    });
     assert!(moved);
 }
 
@@ -252,11 +378,20 @@ fn terminating_endpoints_serve_while_there_is_no_other() {
                 "conditions": { "ready": false, "serving": true, "terminating": true } })
     };
     let ready = |address: IpAddr| json!({ "addresses": [address.to_string()], "conditions": { "ready": true } });
-    api.apply(slice_of(false, vec![going(lab.pods[0].address), ready(lab.pods[1].address)]));
+    api.apply(slice_of(
+        false,
+        vec![going(lab.pods[0].address), ready(lab.pods[1].address)],
+    ));
     let running = start(&api, &lab.node, config());
-    assert_eq!(servers((0..20).map(|_| lab.node.ask(at(WEB, 80)))), BTreeMap::from([("pod1".into(), 20)]));
+    assert_eq!(
+        servers((0..20).map(|_| lab.node.ask(at(WEB, 80)))),
+        BTreeMap::from([("pod1".into(), 20)])
+    );
     running.after(|| api.apply(slice_of(false, vec![going(lab.pods[0].address)])));
-    assert_eq!(servers((0..20).map(|_| lab.node.ask(at(WEB, 80)))), BTreeMap::from([("pod0".into(), 20)]));
+    assert_eq!(
+        servers((0..20).map(|_| lab.node.ask(at(WEB, 80)))),
+        BTreeMap::from([("pod0".into(), 20)])
+    );
 }
 
 #[test]
@@ -272,7 +407,12 @@ fn connections_made_during_changes_all_succeed() {
         std::thread::spawn(move || {
             for step in 0..400usize {
                 // The first endpoint stays; the others come and go, through all classes.
-                let kept: Vec<IpAddr> = all.iter().enumerate().filter(|(index, _)| *index == 0 || step >> (index - 1) & 1 == 0).map(|(_, address)| *address).collect();
+                let kept: Vec<IpAddr> = all
+                    .iter()
+                    .enumerate()
+                    .filter(|(index, _)| *index == 0 || step >> (index - 1) & 1 == 0)
+                    .map(|(_, address)| *address)
+                    .collect();
                 api.apply(slice(&kept));
                 std::thread::sleep(Duration::from_millis(1));
             }

@@ -8,25 +8,36 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 fn pods(count: u8) -> Vec<IpAddr> {
-    (1..=count).map(|last| IpAddr::from([10, 244, 0, last])).collect()
+    (1..=count)
+        .map(|last| IpAddr::from([10, 244, 0, last]))
+        .collect()
 }
 
 fn list(namespace: &Namespace, family: &str) -> String {
     namespace.command(&format!("nft list table {family} orlop"))
 }
 
-/// The table's elements and rules, in an order that doesn't depend on hashes.
+/// The table's elements and rules, in an order that doesn't depend on hashes, and one an item: nft puts short elements
+/// into one line.
 fn lines(text: &str) -> BTreeSet<String> {
-    text.lines().map(|line| line.trim().trim_start_matches("elements = { ").trim_end_matches([',', '}', ' ']).to_owned()).collect()
+    let items = text
+        .lines()
+        .flat_map(|line| line.trim().trim_start_matches("elements = { ").split(", "));
+    items
+        .map(|item| item.trim_end_matches([',', '}', ' ']).to_owned())
+        .collect()
 }
 
 fn full_service() -> Value {
-    merged(service("10.96.0.10"), json!({ "spec": {
+    merged(
+        service("10.96.0.10"),
+        json!({ "spec": {
         "type": "LoadBalancer", "sessionAffinity": "ClientIP", "clusterIPs": ["10.96.0.10", "fd96::10"],
         "externalIPs": ["203.0.113.9"], "externalTrafficPolicy": "Local",
         "loadBalancerSourceRanges": ["198.51.100.0/24"],
         "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }, { "name": "dns", "port": 53, "protocol": "UDP" }]
-    }, "status": { "loadBalancer": { "ingress": [{ "ip": "203.0.113.7" }] } } }))
+    }, "status": { "loadBalancer": { "ingress": [{ "ip": "203.0.113.7" }] } } }),
+    )
 }
 
 #[test]
@@ -38,7 +49,10 @@ fn one_endpoint_is_a_transaction_of_two_elements() {
     let running = start(&api, &node, config());
     let progress = running.after(|| api.apply(slice(&pods(4))));
     assert_eq!(progress.last_changes, 2, "the endpoint and its hairpin");
-    assert!(progress.last_duration < Duration::from_millis(50), "{progress:?}");
+    assert!(
+        progress.last_duration < Duration::from_millis(50),
+        "{progress:?}"
+    );
 }
 
 #[test]
@@ -69,7 +83,14 @@ fn the_rules_stay_when_the_proxy_stops_and_go_when_it_is_told_so() {
     assert!(list(&node, "ip").contains("10.96.0.10"));
     node.run(|| proxy::cleanup().expect("cleanup"));
     assert_eq!(node.command("nft list tables"), "");
-    let running = start(&api, &node, proxy::Config { cleanup_on_exit: true, ..config() });
+    let running = start(
+        &api,
+        &node,
+        proxy::Config {
+            cleanup_on_exit: true,
+            ..config()
+        },
+    );
     running.stop().expect("stop");
     assert_eq!(node.command("nft list tables"), "");
 }
@@ -132,7 +153,10 @@ fn a_table_edited_under_the_proxy_is_repaired_when_a_change_is_refused() {
     node.command("nft flush map ip orlop endpoints");
     running.after(|| api.apply(slice(&pods(2))));
     let text = list(&node, "ip");
-    assert!(text.contains("10.244.0.1 . 8080") && text.contains("10.244.0.2 . 8080"), "{text}");
+    assert!(
+        text.contains("10.244.0.1 . 8080") && text.contains("10.244.0.2 . 8080"),
+        "{text}"
+    );
     assert!(!text.contains("10.244.0.3 . 8080"));
     node.command("nft delete table ip orlop");
     running.after(|| api.apply(slice(&pods(3))));
@@ -157,8 +181,8 @@ fn the_api_may_be_away_and_forget_versions() {
     api.set_away(true);
     api.delete("Service", "default", "web");
     api.compact();
-    running.after(|| api.set_away(false));
-    assert!(!list(&node, "ip").contains("10.96.0.10"));
+    api.set_away(false);
+    running.wait_for(|_| !list(&node, "ip").contains("10.96.0.10"));
     assert!(api.lists() > lists);
 }
 
@@ -167,9 +191,17 @@ fn many(api: &Api, count: u32) {
     for index in 0..count {
         let [_, high, middle, low] = index.to_be_bytes();
         let name = format!("web-{index}");
-        let address = |host: u8| format!("10.{}.{middle}.{low}", u32::from(host) + 10 * u32::from(high));
+        let address = |host: u8| {
+            format!(
+                "10.{}.{middle}.{low}",
+                u32::from(host) + 10 * u32::from(high)
+            )
+        };
         let cluster_ip = format!("10.{}.{middle}.{low}", 96 + u32::from(high));
-        api.apply(merged(service(&cluster_ip), json!({ "metadata": { "name": name } })));
+        api.apply(merged(
+            service(&cluster_ip),
+            json!({ "metadata": { "name": name } }),
+        ));
         let endpoint = |host: u8| json!({ "addresses": [address(host)], "nodeName": "elsewhere" });
         let endpoints = vec![endpoint(128), endpoint(129)];
         let slice = crate::slice_of(false, endpoints);
@@ -191,4 +223,35 @@ fn a_change_among_many_services_stays_small() {
     let progress = running.after(|| api.apply(slice(&pods(4))));
     println!("one endpoint: {:?}", progress.last_duration);
     assert_eq!(progress.last_changes, 2);
+}
+
+#[test]
+fn a_dump_without_the_kernel_is_what_nft_lists() {
+    let node = Namespace::new();
+    let api = Api::default();
+    api.apply(full_service());
+    api.apply(slice(&pods(3)));
+    let _running = start(&api, &node, config());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    let dump = runtime.block_on(async {
+        // Without a bridge setting: the kernel has br_netfilter, or the rule for those that lack it is there.
+        let config = proxy::Config {
+            bridge: None,
+            ..config()
+        };
+        proxy::dump(&config, &api.client()).await.expect("dump")
+    });
+    let listed = list(&node, "ip") + &list(&node, "ip6");
+    let skip = |line: &String| line.contains("past the node");
+    let (dump, listed) = (lines(&dump), lines(&listed));
+    let listed: BTreeSet<String> = listed.into_iter().filter(|line| !skip(line)).collect();
+    let only_dumped: Vec<_> = dump.difference(&listed).collect();
+    let only_listed: Vec<_> = listed.difference(&dump).collect();
+    assert!(
+        only_dumped.is_empty() && only_listed.is_empty(),
+        "{only_dumped:#?} {only_listed:#?}"
+    );
 }

@@ -1,0 +1,50 @@
+//! The rules as text, from the API alone: no kernel is asked or changed.
+
+use crate::config::Config;
+use crate::service::object::{EndpointSlice, Node, Service};
+use crate::service::{NodeFacts, ResolvedService, ServiceName, Tracker};
+use crate::source::{self, Update};
+use crate::table::FamilyTable;
+use crate::worker::node_port_networks;
+use linux::nftables::Family;
+use std::collections::BTreeMap;
+
+/// What `nft list table` would print on this node if its proxy had just started, for both families. (An address in a
+/// slot may differ from a running proxy's, which keeps the slots that it dealt before.)
+///
+/// # Errors
+/// The API's.
+pub async fn dump(config: &Config, client: &kube::Client) -> Result<String, kube::Error> {
+    let node = NodeFacts {
+        name: config.node_name.clone(),
+        ..NodeFacts::default()
+    };
+    let mut tracker = Tracker::new(node);
+    let lists = [
+        source::list::<Node>(client, &source::node(&config.node_name)).await?,
+        source::list::<Service>(client, &source::services()).await?,
+        source::list::<EndpointSlice>(client, &source::slices()).await?,
+    ];
+    for (update, _) in lists {
+        if let Update::List(_, changes) = update {
+            changes.into_iter().for_each(|change| tracker.apply(change));
+        }
+    }
+    let resolved: BTreeMap<ServiceName, Option<ResolvedService>> = tracker
+        .take_changed()
+        .into_iter()
+        .map(|name| (name.clone(), tracker.resolve(&name)))
+        .collect();
+    let text = |family| {
+        let mut table =
+            FamilyTable::new(family, config, node_port_networks(config, tracker.node()));
+        table.expect(
+            resolved
+                .iter()
+                .map(|(name, resolved)| (name, resolved.as_ref()))
+                .collect(),
+        );
+        table.text()
+    };
+    Ok(format!("{}\n{}", text(Family::Ip), text(Family::Ip6)))
+}

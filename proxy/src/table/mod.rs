@@ -1,0 +1,320 @@
+//! One family's table in the kernel: what the model says is put there, checked and repaired.
+
+mod repair;
+mod write;
+
+use self::write::{add_difference, add_rules};
+use crate::config::Config;
+use crate::ruleset::model::{Difference, Found, Labelled, Programmed};
+use crate::ruleset::skeleton::{ChainRules, Skeleton};
+use crate::ruleset::{Model, SetName, TABLE};
+use crate::service::{ResolvedService, ServiceName};
+use ipnet::IpNet;
+use linux::nftables::{Batch, BatchError, Family, Socket, Table};
+use std::collections::BTreeSet;
+
+/// A Service that the kernel refused, and its words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The Service.
+    pub service: ServiceName,
+    /// The kernel's words.
+    pub reason: String,
+}
+
+/// What became of some changes.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Elements that changed.
+    pub changes: usize,
+    /// What was refused; the others were applied.
+    pub failures: Vec<Failure>,
+    /// Services that waited for what is free now.
+    pub waiting: BTreeSet<ServiceName>,
+    /// What Services that changed had before.
+    pub before: Vec<(ServiceName, Option<Programmed>)>,
+}
+
+impl Outcome {
+    /// Adds what became of others.
+    pub fn join(&mut self, other: Outcome) {
+        self.changes += other.changes;
+        self.failures.extend(other.failures);
+        self.waiting.extend(other.waiting);
+        self.before.extend(other.before);
+    }
+}
+
+/// Services with what they have to be; `None` for one that is gone.
+pub type Changes<'a> = Vec<(&'a ServiceName, Option<&'a ResolvedService>)>;
+
+/// A family's table, and the model of what it holds.
+pub struct FamilyTable {
+    table: Table,
+    config: Config,
+    node_addresses: Vec<IpNet>,
+    skeleton: Skeleton,
+    model: Model,
+}
+
+impl FamilyTable {
+    /// The table of a family; nothing is done to the kernel yet.
+    pub fn new(family: Family, config: &Config, node_addresses: Vec<IpNet>) -> FamilyTable {
+        let skeleton = Skeleton::new(family, config, &node_addresses, &BTreeSet::new());
+        FamilyTable {
+            table: Table::new(family, TABLE),
+            config: config.clone(),
+            node_addresses,
+            skeleton,
+            model: Model::new(family),
+        }
+    }
+
+    /// What the table holds.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The table as `nft list table` prints it.
+    pub fn text(&self) -> String {
+        crate::ruleset::text::format_table(&self.skeleton, self.model.entries())
+    }
+
+    /// Makes the kernel's table what these Services need, whatever it holds now: an earlier proxy's elements are kept
+    /// where they are right.
+    ///
+    /// # Errors
+    /// What the kernel says to the table as such; a Service that it refuses is in the outcome.
+    pub fn start(
+        &mut self,
+        socket: &mut Socket,
+        services: Changes<'_>,
+    ) -> Result<Outcome, BatchError> {
+        self.model.adopt(self.found(socket)?);
+        let mut outcome = Outcome {
+            waiting: self.expect(services),
+            ..Outcome::default()
+        };
+        loop {
+            match self.repair(socket) {
+                Ok(changes) => {
+                    outcome.changes += changes;
+                    return Ok(outcome);
+                }
+                Err((error, services)) if services.is_empty() => return Err(error),
+                Err((error, services)) => {
+                    for service in services {
+                        let (_, before) = self.model.replace(&service, None);
+                        outcome.waiting.extend(self.model.settle(&service, before));
+                        outcome.failures.push(Failure {
+                            service,
+                            reason: error.to_string(),
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets the model hold these Services, without the kernel. Returns those that others keep something from.
+    pub fn expect(&mut self, services: Changes<'_>) -> BTreeSet<ServiceName> {
+        let mut waiting = BTreeSet::new();
+        for (name, resolved) in services {
+            let next = self.model.plan(name, resolved);
+            let (_, before) = self.model.replace(name, next);
+            waiting.extend(self.model.settle(name, before));
+        }
+        self.model.adopt(Found::new());
+        self.rebuild_skeleton(BTreeSet::new());
+        waiting
+    }
+
+    /// Applies changes of Services in one transaction. If the kernel refuses it, the table is checked and repaired,
+    /// and what is still refused is narrowed down to single Services.
+    pub fn apply(&mut self, socket: &mut Socket, changes: Changes<'_>) -> Outcome {
+        let error = match self.try_apply(socket, &changes) {
+            Ok(outcome) => return outcome,
+            Err(error) => error,
+        };
+        tracing::warn!(%error, family = %self.table.family, "the kernel refused a change of the rules; looking what it holds");
+        let repaired = self.repair(socket);
+        if let Err((error, _)) = &repaired {
+            tracing::error!(%error, "the rules could not be repaired");
+        }
+        match self.try_apply(socket, &changes) {
+            Ok(outcome) => outcome,
+            Err(error) => self.narrow(socket, changes, &error),
+        }
+    }
+
+    /// Halves a refused change until the Service is found that it is refused for.
+    fn narrow(
+        &mut self,
+        socket: &mut Socket,
+        mut changes: Changes<'_>,
+        error: &BatchError,
+    ) -> Outcome {
+        if let [(service, _)] = changes[..] {
+            let failure = Failure {
+                service: service.clone(),
+                reason: error.to_string(),
+            };
+            return Outcome {
+                failures: vec![failure],
+                ..Outcome::default()
+            };
+        }
+        let second = changes.split_off(changes.len() / 2);
+        let mut outcome = Outcome::default();
+        for half in [changes, second] {
+            if half.is_empty() {
+                continue;
+            }
+            let part = match self.try_apply(socket, &half) {
+                Ok(outcome) => outcome,
+                Err(error) => self.narrow(socket, half, &error),
+            };
+            outcome.join(part);
+        }
+        outcome
+    }
+
+    fn try_apply(
+        &mut self,
+        socket: &mut Socket,
+        changes: &Changes<'_>,
+    ) -> Result<Outcome, BatchError> {
+        let mut difference = Difference::default();
+        let mut before = Vec::with_capacity(changes.len());
+        for (name, resolved) in changes {
+            let next = self.model.plan(name, *resolved);
+            let (part, old) = self.model.replace(name, next);
+            difference.delete.extend(part.delete);
+            difference.add.extend(part.add);
+            before.push(((*name).clone(), old));
+        }
+        let mut batch = Batch::new();
+        let old_skeleton = self.extend_affinities(&difference, &mut batch);
+        add_difference(&mut batch, &self.table, difference);
+        let changed = batch.len();
+        match batch.commit(socket) {
+            Ok(()) => {
+                let mut outcome = Outcome {
+                    changes: changed,
+                    ..Outcome::default()
+                };
+                for (name, old) in &before {
+                    outcome.waiting.extend(self.model.settle(name, old.clone()));
+                }
+                outcome.before = before;
+                Ok(outcome)
+            }
+            Err(error) => {
+                for (name, old) in before.into_iter().rev() {
+                    self.model.undo(&name, old);
+                }
+                if let Some(skeleton) = old_skeleton {
+                    self.skeleton = skeleton;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Adds chains for affinity timeouts that are new; returns the skeleton before, if it changed.
+    fn extend_affinities(
+        &mut self,
+        difference: &Difference,
+        batch: &mut Batch,
+    ) -> Option<Skeleton> {
+        let seconds = |labelled: &Labelled| match labelled.entry.set {
+            SetName::AffinityLists(seconds) => Some(seconds),
+            _ => None,
+        };
+        let wanted: BTreeSet<u32> = difference.add.iter().filter_map(seconds).collect();
+        let have = |seconds: &u32| {
+            let name = SetName::AffinityLists(*seconds).name();
+            self.skeleton.sets.iter().any(|set| set.name == name)
+        };
+        if wanted.iter().all(have) {
+            return None;
+        }
+        let old = self.skeleton.clone();
+        self.rebuild_skeleton(wanted);
+        for set in self
+            .skeleton
+            .sets
+            .iter()
+            .filter(|set| !old.sets.contains(set))
+        {
+            batch.add_set(&self.table, set);
+        }
+        let changed: Vec<&ChainRules> = self
+            .skeleton
+            .chains
+            .iter()
+            .filter(|chain| !old.chains.contains(chain))
+            .collect();
+        for chain in &changed {
+            batch.add_chain(&self.table, &chain.chain);
+            batch.flush_chain(&self.table, &chain.chain.name);
+        }
+        for chain in changed {
+            add_rules(batch, &self.table, chain);
+        }
+        Some(old)
+    }
+
+    /// Builds the skeleton for the affinities in use and some more.
+    fn rebuild_skeleton(&mut self, more: BTreeSet<u32>) {
+        let mut affinities = self.model.affinities();
+        affinities.extend(more);
+        self.skeleton = Skeleton::new(
+            self.table.family,
+            &self.config,
+            &self.node_addresses,
+            &affinities,
+        );
+    }
+
+    /// The node's addresses for NodePorts, before the start.
+    pub fn expect_node_addresses(&mut self, addresses: Vec<IpNet>) {
+        self.node_addresses = addresses;
+    }
+
+    /// Whether any Service has this family.
+    pub fn is_needed(&self) -> bool {
+        self.model.services().next().is_some()
+    }
+
+    /// Takes the node's addresses for NodePorts anew, and changes the chains that name them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_node_addresses(
+        &mut self,
+        socket: &mut Socket,
+        addresses: Vec<IpNet>,
+    ) -> Result<(), BatchError> {
+        if addresses == self.node_addresses {
+            return Ok(());
+        }
+        self.node_addresses = addresses;
+        self.rebuild_skeleton(BTreeSet::new());
+        self.repair(socket).map(drop).map_err(|(error, _)| error)
+    }
+}
+
+/// Deletes the tables of both families; what isn't there is no error.
+///
+/// # Errors
+/// The kernel's.
+pub fn delete_tables(socket: &mut Socket) -> Result<(), BatchError> {
+    let mut batch = Batch::new();
+    for table in socket.tables()? {
+        if table.name == TABLE && table.family != Family::Inet {
+            batch.delete_table(&table);
+        }
+    }
+    batch.commit(socket)
+}
