@@ -26,7 +26,7 @@ pub const KIND: Kind = Kind {
     schema: "core/v1.Service",
     default,
     prepare_create,
-    prepare_update: strategy::update_without_generation,
+    prepare_update,
     prepare_status_update: strategy::update_status,
     validate,
     validate_update,
@@ -85,6 +85,38 @@ fn default(object: &mut Value) {
 
 fn prepare_create(object: &mut Value) {
     object["status"] = json!({"loadBalancer": {}});
+}
+
+/// What only some types of Service have goes with the type, though a client that changed nothing but the type sends it
+/// along.
+fn prepare_update(new: &mut Value, old: &Value) {
+    strategy::update_without_generation(new, old);
+    let (spec, was) = (child(new, "spec"), &old["spec"]);
+    let balanced = |spec: &Value| spec["type"] == "LoadBalancer";
+    let local = |spec: &Value| balanced(spec) && spec["externalTrafficPolicy"] == "Local";
+    let mut dropped = Vec::new();
+    if is_external(was) && !is_external(spec) {
+        dropped.push("externalTrafficPolicy");
+    }
+    if balanced(was) && !balanced(spec) {
+        dropped.extend(["allocateLoadBalancerNodePorts", "loadBalancerClass"]);
+    }
+    if local(was) && !local(spec) {
+        dropped.push("healthCheckNodePort");
+    }
+    for field in dropped {
+        if spec[field] == was[field]
+            && let Some(fields) = spec.as_object_mut()
+        {
+            fields.shift_remove(field);
+        }
+    }
+}
+
+/// Traffic from outside the cluster reaches the Service.
+fn is_external(spec: &Value) -> bool {
+    matches!(text(spec, "/type"), "NodePort" | "LoadBalancer")
+        || !list(spec, "/externalIPs").is_empty()
 }
 
 fn is_headless(spec: &Value) -> bool {
@@ -320,9 +352,7 @@ fn validate_addresses(errors: &mut Errors, spec: &Value, at: &Path) {
 fn validate_policies(errors: &mut Errors, spec: &Value, at: &Path) {
     let external = text(spec, "/externalTrafficPolicy");
     let at_external = at.child("externalTrafficPolicy");
-    let reachable_from_outside = matches!(text(spec, "/type"), "NodePort" | "LoadBalancer")
-        || !list(spec, "/externalIPs").is_empty();
-    if !external.is_empty() && !reachable_from_outside {
+    if !external.is_empty() && !is_external(spec) {
         errors.push(FieldError::invalid(
             &at_external,
             external,

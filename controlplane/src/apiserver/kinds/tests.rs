@@ -279,3 +279,103 @@ fn a_secrets_plain_data_is_encoded() {
     );
     assert!(object.get("stringData").is_none());
 }
+
+fn row(name: &str, object: Value) -> Vec<Value> {
+    let now = api::time::parse("2026-01-01T00:10:00Z").expect("a time");
+    let mut object = object;
+    object["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z".into();
+    (kind(name).row)(&object, now)
+}
+
+#[test]
+fn rows_read_as_upstream_prints_them() {
+    let node = json!({
+        "metadata": {"name": "n", "labels": {"node-role.kubernetes.io/control-plane": "", "kubernetes.io/role": "x"}},
+        "spec": {"unschedulable": true},
+        "status": {
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
+            "nodeInfo": {"kubeletVersion": "v1.36.0", "osImage": "Debian"}
+        }
+    });
+    assert_eq!(
+        row("Node", node),
+        [
+            "n",
+            "Ready,SchedulingDisabled",
+            "control-plane,x",
+            "10m",
+            "v1.36.0",
+            "10.0.0.1",
+            "<none>",
+            "Debian",
+            "<unknown>",
+            "<unknown>"
+        ]
+    );
+    let service = json!({
+        "metadata": {"name": "s"},
+        "spec": {
+            "type": "LoadBalancer", "clusterIPs": ["10.96.0.1"], "selector": {"a": "b"},
+            "ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]
+        }
+    });
+    assert_eq!(
+        row("Service", service),
+        [
+            "s",
+            "LoadBalancer",
+            "10.96.0.1",
+            "<pending>",
+            "80:30080/TCP,53/UDP",
+            "10m",
+            "a=b"
+        ]
+    );
+    let mut object = deployment();
+    object["spec"]["replicas"] = 3.into();
+    object["status"] = json!({"readyReplicas": 1, "updatedReplicas": 2});
+    let wanted = json!(["d", "1/3", 2, 0, "10m", "web", "nginx:1", "app=d"]);
+    assert_eq!(Value::from(row("Deployment", object)), wanted);
+    let event = json!({
+        "metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "p"}, "type": "Normal", "reason": "Pulled",
+        "message": "done", "count": 2, "lastTimestamp": "2026-01-01T00:09:00Z", "firstTimestamp": "2026-01-01T00:08:00Z",
+        "source": {"component": "kubelet", "host": "n"}
+    });
+    let wanted = json!([
+        "60s",
+        "Normal",
+        "Pulled",
+        "pod/p",
+        "",
+        "kubelet, n",
+        "done",
+        "2m",
+        2,
+        "e"
+    ]);
+    assert_eq!(Value::from(row("Event", event)), wanted);
+    let slice = json!({
+        "metadata": {"name": "x"}, "addressType": "IPv4", "ports": [{"port": 80}],
+        "endpoints": [{"addresses": ["1"]}, {"addresses": ["2"]}, {"addresses": ["3"]}, {"addresses": ["4"]}]
+    });
+    assert_eq!(
+        row("EndpointSlice", slice),
+        ["x", "IPv4", "80", "1,2,3 + 1 more...", "10m"]
+    );
+}
+
+#[test]
+fn a_services_type_takes_its_own_fields_along_when_it_goes() {
+    let spec = json!({"type": "NodePort", "ports": [{"port": 80}]});
+    let old = created(
+        "Service",
+        json!({"metadata": {"name": "s", "namespace": "default"}, "spec": spec}),
+    );
+    let mut new = old.clone();
+    new["spec"]["type"] = "ClusterIP".into();
+    (kind("Service").default)(&mut new);
+    (kind("Service").prepare_update)(&mut new, &old);
+    assert!(new["spec"].get("externalTrafficPolicy").is_none());
+    assert!((kind("Service").validate)(&new).is_empty());
+}

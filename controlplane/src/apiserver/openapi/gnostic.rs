@@ -20,12 +20,10 @@ pub fn encode(document: &Value) -> Vec<u8> {
         info.text(2, &document["info"]["version"]);
     });
     out.message(8, |paths| {
-        paths.named(2, &document["paths"], |item, value| path_item(item, value));
+        paths.named(2, &document["paths"], path_item);
     });
     out.message(9, |definitions| {
-        definitions.named(1, &document["definitions"], |definition, value| {
-            schema(definition, value)
-        });
+        definitions.named(1, &document["definitions"], schema);
     });
     out.bytes
 }

@@ -1,7 +1,8 @@
 use serde_json::Value;
 
 use super::super::kinds::kinds;
-use super::{v2_document, v3_document, v3_index};
+use super::super::protobuf::wire::Message;
+use super::{v2_document, v2_protobuf, v3_document, v3_index};
 
 /// Every `$ref` in a document.
 fn references<'a>(value: &'a Value, into: &mut Vec<&'a str>) {
@@ -75,5 +76,48 @@ fn kubectl_finds_field_validation_and_merge_keys() {
         spec["containers"]["description"]
             .as_str()
             .is_some_and(|d| d.starts_with("List of containers"))
+    );
+}
+
+/// The content of every field of this number in a protobuf message.
+fn fields(bytes: &[u8], wanted: u64) -> Vec<&[u8]> {
+    let all = Message::new(bytes).map(|field| field.expect("well-formed"));
+    all.filter(|(number, _)| *number == wanted)
+        .map(|(_, data)| data.bytes().expect("bytes"))
+        .collect()
+}
+
+#[test]
+fn the_protobuf_form_says_the_same() {
+    let document = v2_document();
+    let bytes = v2_protobuf();
+    let definitions = fields(fields(&bytes, 9)[0], 1);
+    assert_eq!(
+        definitions.len(),
+        document["definitions"]
+            .as_object()
+            .expect("definitions")
+            .len()
+    );
+    let pod = definitions
+        .iter()
+        .find(|d| fields(d, 1) == [b"io.k8s.api.core.v1.Pod"])
+        .expect("the pod's type");
+    let schema = fields(pod, 2)[0];
+    let description = document["definitions"]["io.k8s.api.core.v1.Pod"]["description"]
+        .as_str()
+        .expect("a description");
+    assert_eq!(fields(schema, 4), [description.as_bytes()]);
+    assert_eq!(fields(fields(schema, 22)[0], 1), [b"object"]);
+    let properties = fields(fields(schema, 25)[0], 1);
+    assert!(properties.iter().any(|p| fields(p, 1) == [b"spec"]));
+    let extensions: Vec<&[u8]> = fields(schema, 31)
+        .into_iter()
+        .flat_map(|e| fields(e, 1))
+        .collect();
+    assert_eq!(extensions, [b"x-kubernetes-group-version-kind"]);
+    assert_eq!(
+        fields(fields(&bytes, 8)[0], 2).len(),
+        document["paths"].as_object().expect("paths").len()
     );
 }

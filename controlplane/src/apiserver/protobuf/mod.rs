@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 mod value;
-mod wire;
+pub(super) mod wire;
 
 use api::schema::Struct;
 use serde_json::Value;

@@ -121,12 +121,8 @@ fn validate_ports(errors: &mut Errors, ports: &[Value], on_host: bool, at: &Path
                 names::port_number(outside),
             );
             if on_host && outside != inside {
-                let detail = "must match `hostPort` when `hostNetwork` is true";
-                errors.push(FieldError::invalid(
-                    at.child("containerPort"),
-                    inside,
-                    detail,
-                ));
+                let detail = "must match `containerPort` when `hostNetwork` is true";
+                errors.push(FieldError::invalid(at.child("hostPort"), outside, detail));
             }
         }
         match text(port, "/protocol") {

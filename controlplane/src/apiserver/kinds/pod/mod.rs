@@ -64,6 +64,10 @@ pub const KIND: Kind = Kind {
 
 fn prepare_create(object: &mut Value) {
     strategy::create(object);
+    // A negative grace period was once allowed, and means the shortest.
+    if number(object, "/spec/terminationGracePeriodSeconds").is_some_and(|seconds| seconds < 0) {
+        object["spec"]["terminationGracePeriodSeconds"] = 1.into();
+    }
     object["status"] = json!({"phase": "Pending", "qosClass": qos_class(object)});
 }
 

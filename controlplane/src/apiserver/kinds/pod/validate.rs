@@ -21,12 +21,6 @@ pub fn validate_spec(errors: &mut Errors, spec: &Value, at: &Path) {
     );
     validate_dns(errors, spec, at);
     meta::labels(errors, &spec["nodeSelector"], &at.child("nodeSelector"));
-    meta::not_negative(
-        errors,
-        spec,
-        "/terminationGracePeriodSeconds",
-        &at.child("terminationGracePeriodSeconds"),
-    );
     if let Some(deadline) = number(spec, "/activeDeadlineSeconds")
         && !(1..=i64::from(i32::MAX)).contains(&deadline)
     {
@@ -51,14 +45,6 @@ pub fn validate_spec(errors: &mut Errors, spec: &Value, at: &Path) {
         let value = text(spec, &format!("/{field}"));
         if !value.is_empty() {
             invalid(errors, &at.child(field), value, rule(value));
-        }
-    }
-    for (index, secret) in list(spec, "/imagePullSecrets").iter().enumerate() {
-        if text(secret, "/name").is_empty() {
-            errors.push(FieldError::required(
-                at.child("imagePullSecrets").index(index).child("name"),
-                "",
-            ));
         }
     }
     validate_security_context(errors, spec, at);
