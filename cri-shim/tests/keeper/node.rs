@@ -38,7 +38,12 @@ impl Node {
         contents(&std::fs::read(self.log_path(id)).unwrap_or_default())
     }
 
+    /// A plan for a shell script.
     pub fn plan(&self, id: &str, script: &str, terminal: bool) -> (LaunchPlan, Vec<OwnedFd>) {
+        self.plan_of(id, &["/bin/sh", "-c", script], terminal)
+    }
+
+    pub fn plan_of(&self, id: &str, args: &[&str], terminal: bool) -> (LaunchPlan, Vec<OwnedFd>) {
         let resources = LaunchResources {
             id: id.to_owned(),
             rootfs: Rootfs::Path(self.rootfs.clone()),
@@ -50,11 +55,15 @@ impl Node {
             keep_keyring: false,
             preserve_fds: 0,
         };
-        oci_runtime::plan_launch(&spec(&["/bin/sh", "-c", script], terminal), resources).unwrap()
+        oci_runtime::plan_launch(&spec(args, terminal), resources).unwrap()
     }
 
     pub fn request(&self, id: &str, script: &str) -> LaunchRequest {
         let (plan, fds) = self.plan(id, script, false);
+        self.request_with(id, plan, fds)
+    }
+
+    pub fn request_with(&self, id: &str, plan: LaunchPlan, fds: Vec<OwnedFd>) -> LaunchRequest {
         LaunchRequest {
             plan,
             fds,

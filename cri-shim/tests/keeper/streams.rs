@@ -36,20 +36,8 @@ async fn an_exit_is_told_with_its_code_after_the_log_is_whole() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_launch_tells_the_childs_error_and_leaves_nothing() {
     let node = Node::start().await;
-    let mut request = node.request("a", "true");
-    let resources = oci_runtime::LaunchResources {
-        id: "a".into(),
-        rootfs: oci_runtime::Rootfs::Path(node.dir.path().join("rootfs")),
-        bundle: node.dir.path().to_owned(),
-        cgroup: None,
-        namespaces: Vec::new(),
-        mounts: Vec::new(),
-        gate: None,
-        keep_keyring: false,
-        preserve_fds: 0,
-    };
-    (request.plan, request.fds) =
-        oci_runtime::plan_launch(&spec(&["/no/such/program"], false), resources).unwrap();
+    let (plan, fds) = node.plan_of("a", &["/no/such/program"], false);
+    let request = node.request_with("a", plan, fds);
     let error = node.client.launch("a", request).await.unwrap_err();
     let KeeperError::Launch(error) = error else {
         panic!("{error}")
@@ -209,6 +197,7 @@ async fn an_exec_has_its_own_streams_and_its_exit_code_is_told_once() {
         pidfd: container.pidfd.try_clone().unwrap(),
         cgroup: None,
         seccomp: None,
+        preserve_fds: 0,
     };
     let process = spec(&["/bin/sh", "-c", "echo hello; exit 7"], false)
         .process()
