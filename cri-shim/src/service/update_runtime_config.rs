@@ -6,11 +6,8 @@ use cri_api::v1::{UpdateRuntimeConfigRequest, UpdateRuntimeConfigResponse};
 use ipnet::IpNet;
 
 use super::error::Error;
-use crate::cni::{self, default_conflist};
+use crate::cni::{self, DEFAULT_CONFLIST, default_conflist};
 use crate::runtime::Runtime;
-
-/// The file that is ours to write; others' sort as they like.
-const CONFLIST: &str = "10-orlop.conflist";
 
 impl Runtime {
     /// Writes the default pod network for these CIDRs, if nobody has configured one. A network that somebody else
@@ -36,7 +33,7 @@ impl Runtime {
                 cidr.map_err(|_| Error::Invalid(format!("pod_cidr: {text:?} is not a CIDR")))?,
             );
         }
-        let ours = self.config.cni_conf_dir.join(CONFLIST);
+        let ours = self.config.cni_conf_dir.join(DEFAULT_CONFLIST);
         let unconfigured = matches!(
             self.network.conflist(),
             Err(cni::Error::NotConfigured { .. })

@@ -85,6 +85,8 @@ pub struct Sandbox {
     pub record: SandboxRecord,
     /// Held by whoever stops or removes it.
     pub turn: Mutex<()>,
+    /// Held by whoever starts the init of its shared pid namespace.
+    pub init_turn: Mutex<()>,
     pub(super) status: watch::Sender<SandboxStatus>,
 }
 
@@ -93,6 +95,7 @@ impl Sandbox {
         Self {
             record,
             turn: Mutex::new(()),
+            init_turn: Mutex::new(()),
             status: watch::Sender::new(status),
         }
     }

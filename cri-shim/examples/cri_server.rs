@@ -1,6 +1,6 @@
 //! The CRI server as a process, for this crate's own tests: in the product the one binary starts it.
 //!
-//! `server cri DIR` serves on `DIR/cri.sock`, with all of its files below `DIR`, in a network namespace of its own
+//! `cri_server cri DIR` serves on `DIR/cri.sock`, with all of its files below `DIR`, in a network namespace of its own
 //! (the keeper that it starts is in it too). It ends on SIGTERM.
 
 use std::collections::BTreeMap;

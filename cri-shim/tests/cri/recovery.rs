@@ -1,0 +1,115 @@
+//! `kill -9` of the server, and what its successor finds.
+
+use cri_api::v1::*;
+
+use crate::node::{Node, script_config};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_server_leaves_its_pods_running_and_its_successor_knows_them() {
+    let mut node = Node::start().await;
+    let config = node.sandbox_config("lasting");
+    let sandbox = node.run_sandbox(&config).await.unwrap();
+    let script = "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done";
+    let lasting = node.run(&sandbox, &config, "lasting", script).await;
+    let ending = node
+        .run(&sandbox, &config, "ending", "read x < /dev/shm/go; exit 9")
+        .await;
+    let created = node
+        .create(
+            &sandbox,
+            &config,
+            script_config("created", "exec sleep 1000"),
+        )
+        .await
+        .unwrap();
+    let before = node.remains();
+    let (pid, ip) = (
+        node.pid(&lasting).await,
+        node.sandbox_status(&sandbox).await.network.unwrap().ip,
+    );
+    node.kill();
+    // While nobody serves, one container ends (its fifo doesn't exist: it ended at once, or ends now).
+    node.restart().await;
+    assert_eq!(node.remains(), before);
+    let status = node.status(&lasting).await;
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
+    assert_eq!(node.pid(&lasting).await, pid);
+    assert_eq!(node.sandbox_status(&sandbox).await.network.unwrap().ip, ip);
+    assert_eq!(node.wait_for_exit(&ending).await.exit_code, 9);
+    node.start_container(&created).await.unwrap();
+    assert_eq!(
+        node.status(&created).await.state(),
+        ContainerState::ContainerRunning
+    );
+    assert_eq!(
+        node.exec_text(&lasting, &["/bin/sh", "-c", "echo again"])
+            .await,
+        "again\n"
+    );
+    // No line was lost or doubled.
+    node.stop_container(&lasting, 0).await;
+    let log = std::fs::read_to_string(node.status(&lasting).await.log_path).unwrap();
+    let lines: Vec<&str> = log
+        .lines()
+        .filter_map(|line| line.split(" F ").nth(1))
+        .collect();
+    for (index, line) in lines.iter().enumerate() {
+        assert_eq!(*line, format!("line {index}"));
+    }
+    node.remove_sandbox(&sandbox).await;
+    node.shut_down();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_killed_in_the_middle_of_anything_leaks_nothing() {
+    let mut node = Node::start().await;
+    // Each round kills it a little later into the life of a pod.
+    for round in 0..12_u64 {
+        let config = node.sandbox_config(&format!("round{round}"));
+        let mut runtime = node.runtime.clone();
+        let request = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: String::new(),
+        };
+        let life = tokio::spawn(async move {
+            let sandbox = runtime
+                .run_pod_sandbox(request)
+                .await?
+                .into_inner()
+                .pod_sandbox_id;
+            let create = CreateContainerRequest {
+                pod_sandbox_id: sandbox.clone(),
+                config: Some(script_config("main", "exec sleep 1000")),
+                sandbox_config: Some(config),
+            };
+            let id = runtime
+                .create_container(create)
+                .await?
+                .into_inner()
+                .container_id;
+            runtime
+                .start_container(StartContainerRequest { container_id: id })
+                .await?;
+            runtime
+                .remove_pod_sandbox(RemovePodSandboxRequest {
+                    pod_sandbox_id: sandbox,
+                })
+                .await?;
+            Ok::<_, tonic::Status>(())
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(round * round / 2)).await;
+        node.kill_and_restart().await;
+        let _ = life.await.unwrap();
+        let list = node
+            .runtime
+            .list_pod_sandbox(ListPodSandboxRequest::default())
+            .await
+            .unwrap()
+            .into_inner();
+        for sandbox in list.items {
+            node.remove_sandbox(&sandbox.id).await;
+        }
+        node.assert_nothing_remains();
+    }
+    node.shut_down();
+}
