@@ -57,6 +57,8 @@ pub struct ListOptions {
     pub limit: usize,
     /// As of this revision instead of now.
     pub at: Option<Revision>,
+    /// Count what the limit leaves out, which costs as much as reading the keys.
+    pub count: bool,
 }
 
 /// An answer to [`Store::list`], in the order of keys.
@@ -65,7 +67,9 @@ pub struct Listing {
     pub records: Vec<Record>,
     /// The revision that was read at.
     pub revision: Revision,
-    /// How many keys the limit left out.
+    /// Whether the limit left anything out.
+    pub more: bool,
+    /// How much it left out, when that was asked for.
     pub remaining: usize,
 }
 

@@ -16,6 +16,7 @@ pub async fn run<S: Store>(fresh: impl Fn() -> S) {
     watch_tells_history_then_what_comes(&fresh()).await;
     watch_tells_only_its_prefix(&fresh()).await;
     compaction_ends_reads_and_watches_from_before(&fresh()).await;
+    each_compaction_drops_what_has_become_superfluous_since_the_last(&fresh()).await;
     the_revision_does_not_fall_when_the_last_write_is_compacted(&fresh()).await;
     of_concurrent_updates_one_wins(Arc::new(fresh())).await;
 }
@@ -108,6 +109,7 @@ async fn list_is_ordered_limited_and_pinned_to_a_revision(store: &dyn Store) {
             "/p/",
             ListOptions {
                 limit: 2,
+                count: true,
                 ..Default::default()
             },
         )
@@ -121,7 +123,7 @@ async fn list_is_ordered_limited_and_pinned_to_a_revision(store: &dyn Store) {
             .collect::<Vec<_>>()
     };
     assert_eq!(keys(&page), ["/p/a", "/p/b"]);
-    assert_eq!(page.remaining, 1);
+    assert_eq!((page.more, page.remaining), (true, 1));
 
     // The second page is as of the first, whatever has happened since.
     let c = store.get("/p/c").await.unwrap().unwrap();
@@ -131,10 +133,11 @@ async fn list_is_ordered_limited_and_pinned_to_a_revision(store: &dyn Store) {
         after: Some("/p/b".into()),
         limit: 2,
         at: Some(page.revision),
+        count: true,
     };
     let rest = store.list("/p/", options).await.unwrap();
     assert_eq!(keys(&rest), ["/p/c"]);
-    assert_eq!((rest.remaining, rest.revision), (0, page.revision));
+    assert_eq!((rest.more, rest.revision), (false, page.revision));
 
     let now = store.list("/p/", ListOptions::default()).await.unwrap();
     assert_eq!(keys(&now), ["/p/a", "/p/b", "/p/d"]);
@@ -210,6 +213,35 @@ async fn compaction_ends_reads_and_watches_from_before(store: &dyn Store) {
     );
     let mut watch = store.watch("/", second).await.unwrap();
     assert_eq!(next_events(&mut watch, 1).await[0].revision, third);
+}
+
+async fn each_compaction_drops_what_has_become_superfluous_since_the_last(store: &dyn Store) {
+    let mut last = store.create("/a", bytes("0")).await.unwrap();
+    let b = store.create("/b", bytes("b")).await.unwrap();
+    for value in ["1", "2", "3"] {
+        store.compact(last).await.unwrap();
+        last = store.update("/a", bytes(value), last).await.unwrap();
+    }
+    let gone = store.delete("/b", bytes("b"), b).await.unwrap();
+    let again = store.create("/b", bytes("again")).await.unwrap();
+    store.compact(gone).await.unwrap();
+    let options = ListOptions {
+        at: Some(gone),
+        ..Default::default()
+    };
+    let then = store.list("/", options).await.unwrap();
+    assert_eq!(then.records.len(), 1);
+    store.compact(again).await.unwrap();
+    let now = store.list("/", ListOptions::default()).await.unwrap();
+    let seen: Vec<_> = now
+        .records
+        .iter()
+        .map(|r| (r.value.clone(), r.created))
+        .collect();
+    assert_eq!(
+        seen,
+        [(bytes("3"), Revision(b.0 - 1)), (bytes("again"), again)]
+    );
 }
 
 async fn the_revision_does_not_fall_when_the_last_write_is_compacted(store: &dyn Store) {

@@ -9,6 +9,9 @@ use crate::store::{self, Event, ListOptions, Revision, Watch};
 /// their watches.
 const REPLAYED: u64 = 1000;
 
+/// Records that are read at once at a start, so that not all of the store is in memory twice.
+const LOADED_AT_ONCE: usize = 1000;
+
 /// Why the cache no longer follows the store.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FeedError {
@@ -24,22 +27,26 @@ impl Cache {
     pub(super) async fn load(&self) -> store::Result<Watch> {
         let newest = self.store.revision().await?;
         let start = Revision(newest.0.saturating_sub(REPLAYED)).max(self.store.oldest().await?);
-        let listing = self
-            .store
-            .list(
-                ROOT,
-                ListOptions {
-                    at: Some(start),
-                    ..Default::default()
-                },
-            )
-            .await?;
         for resource in &self.resources {
             resource.start_at(start);
         }
-        for record in listing.records {
-            if let Some((resource, key)) = self.locate(&record.key) {
-                resource.load(key, &record.value, record.modified);
+        let mut after = None;
+        loop {
+            let options = ListOptions {
+                after: after.take(),
+                limit: LOADED_AT_ONCE,
+                at: Some(start),
+                count: false,
+            };
+            let listing = self.store.list(ROOT, options).await?;
+            for record in &listing.records {
+                if let Some((resource, key)) = self.locate(&record.key) {
+                    resource.load(key, &record.value, record.modified);
+                }
+            }
+            after = listing.records.last().map(|last| last.key.to_string());
+            if !listing.more {
+                break;
             }
         }
         self.applied.send_replace(start);

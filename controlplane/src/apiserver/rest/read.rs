@@ -235,53 +235,43 @@ async fn page(
     let continued = after.is_some();
     let mut after = after;
     let mut objects: Vec<Arc<Object>> = Vec::new();
-    let mut remaining;
     loop {
         let options = ListOptions {
             after: after.take(),
             limit,
             at: Some(at),
+            count: !filter.selects(),
         };
-        let listing = api
-            .cache
-            .store()
-            .list(&prefix, options)
-            .await
-            .map_err(|e| match e {
-                Error::Compacted { .. } if continued => Failure::continue_expired(),
-                other => other.into(),
-            })?;
-        remaining = listing.remaining;
+        let listing = api.cache.store().list(&prefix, options).await;
+        let listing = listing.map_err(|e| match e {
+            Error::Compacted { .. } if continued => Failure::continue_expired(),
+            other => other.into(),
+        })?;
+        let last = listing.records.last().map(|r| r.key.clone());
         for record in &listing.records {
             let mut json = Vec::with_capacity(record.value.len() + 40);
             write_with_revision(&mut json, &record.value, record.modified);
             let object = resource.object(json.into(), record.modified);
-            after = Some(record.key.to_string());
-            if filter.matches(&object.index) {
-                objects.push(Arc::new(object));
+            if !filter.matches(&object.index) {
+                continue;
             }
+            objects.push(Arc::new(object));
             if limit > 0 && objects.len() == limit {
-                let more = remaining > 0
-                    || listing
-                        .records
-                        .last()
-                        .is_some_and(|last| last.key != record.key);
-                let next = more.then(|| {
-                    Token {
-                        revision: at.0,
-                        after: record.key.to_string(),
-                    }
-                    .encode()
-                });
+                let more = listing.more || last.as_ref() != Some(&record.key);
+                let token = Token {
+                    revision: at.0,
+                    after: record.key.to_string(),
+                };
                 return Ok(Found {
                     objects,
                     revision: at,
-                    next,
-                    remaining: if filter.selects() { 0 } else { remaining },
+                    next: more.then(|| token.encode()),
+                    remaining: listing.remaining,
                 });
             }
         }
-        if remaining == 0 || listing.records.is_empty() {
+        after = last.map(|key| key.to_string());
+        if !listing.more {
             return Ok(Found {
                 objects,
                 revision: at,

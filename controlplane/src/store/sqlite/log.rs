@@ -1,6 +1,7 @@
 //! The tables: one row for each write, kept until it is compacted.
 
 use std::fs::OpenOptions;
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -27,17 +28,21 @@ const CREATE_TABLES: &str = "
 
 // With MAX, SQLite takes the other columns from the row that has the maximum; HAVING then sees that row too.
 const LIST: &str = "SELECT key, value, created, MAX(revision), deleted FROM log
-    WHERE key >= ?1 AND key < ?2 AND key > ?3 AND revision <= ?4
-    GROUP BY key HAVING deleted = 0 ORDER BY key LIMIT ?5";
+    WHERE key >= ?1 AND key < ?2 AND revision <= ?3
+    GROUP BY key HAVING deleted = 0 ORDER BY key LIMIT ?4";
 const COUNT: &str = "SELECT COUNT(*) FROM (SELECT deleted, MAX(revision) FROM log
-    WHERE key >= ?1 AND key < ?2 AND key > ?3 AND revision <= ?4
+    WHERE key >= ?1 AND key < ?2 AND revision <= ?3
     GROUP BY key HAVING deleted = 0)";
 const LATEST: &str = "SELECT key, value, created, revision, deleted FROM log WHERE key = ?1 ORDER BY revision DESC LIMIT 1";
+// The pluses keep SQLite from going by the index of keys, which every key of the API would match.
 const SINCE: &str = "SELECT key, value, created, revision, deleted FROM log
-    WHERE revision > ?1 AND key >= ?2 AND key < ?3 ORDER BY revision";
-const COMPACT: &str = "DELETE FROM log WHERE revision <= ?1 AND (deleted = 1 OR EXISTS (
-        SELECT 1 FROM log AS newer
-        WHERE newer.key = log.key AND newer.revision > log.revision AND newer.revision <= ?1))";
+    WHERE revision > ?1 AND +key >= ?2 AND +key < ?3 ORDER BY revision";
+// Only what was written since the last compaction can have made older rows superfluous.
+const DROP_OVERWRITTEN: &str = "DELETE FROM log WHERE revision IN (
+        SELECT older.revision FROM log AS newer JOIN log AS older
+        ON older.key = newer.key AND older.revision < newer.revision
+        WHERE newer.revision > ?1 AND newer.revision <= ?2)";
+const DROP_DELETED: &str = "DELETE FROM log WHERE revision > ?1 AND revision <= ?2 AND deleted = 1";
 
 pub(super) struct Log {
     connection: Connection,
@@ -73,13 +78,14 @@ impl Log {
     fn open_file(path: &Path) -> rusqlite::Result<std::result::Result<Self, OpenError>> {
         let connection = Connection::open(path)?;
         connection.busy_timeout(std::time::Duration::ZERO)?;
+        // This one first: it holds only for a file that has no page yet.
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         // Exclusive: a second server on the same file is refused, and no shared memory is needed.
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         // Objects are cached by the API server, not here. In KiB.
         connection.pragma_update(None, "cache_size", -1024)?;
-        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         connection.set_prepared_statement_cache_capacity(16);
         let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if found != 0 && found != SCHEMA {
@@ -121,40 +127,58 @@ impl Log {
     pub(super) fn list(&self, prefix: &str, options: &ListOptions) -> Result<Listing> {
         let at = options.at.unwrap_or(self.newest);
         self.check_readable(at)?;
-        let keys = keys_under(prefix);
-        let after = options.after.as_deref().unwrap_or("");
-        let limit = if options.limit == 0 {
-            -1
-        } else {
-            i64::try_from(options.limit).unwrap_or(-1)
-        };
-        let read = |after: &str| -> rusqlite::Result<Vec<Record>> {
-            let mut statement = self.connection.prepare_cached(LIST)?;
-            let rows = statement.query_map(
-                params![keys.start, keys.end, after, at.0 as i64, limit],
-                event,
-            )?;
-            rows.map(|row| row.map(record)).collect()
-        };
-        let records = read(after).map_err(|e| engine("list", &e))?;
-        let remaining = match records.last() {
-            Some(last) if limit > 0 && records.len() == options.limit => self
-                .connection
-                .prepare_cached(COUNT)
-                .and_then(|mut count| {
-                    count.query_row(
-                        params![keys.start, keys.end, &*last.key, at.0 as i64],
-                        |row| row.get::<_, i64>(0),
-                    )
-                })
-                .map_err(|e| engine("count", &e))?,
-            _ => 0,
-        };
+        let mut keys = keys_under(prefix);
+        if let Some(after) = &options.after {
+            // The first key that can come after another is that one and a zero byte.
+            keys.start = keys.start.max(format!("{after}\0"));
+        }
+        let mut records = self
+            .read(&keys, at, options.limit)
+            .map_err(|e| engine("list", &e))?;
+        let more = options.limit > 0 && records.len() > options.limit;
+        let mut remaining = 0;
+        if more {
+            records.truncate(options.limit);
+            if options.count {
+                let after = records.last().map(|r| format!("{}\0", r.key));
+                keys.start = after.unwrap_or(keys.start);
+                remaining = self
+                    .count(&keys, at)
+                    .map_err(|e| engine("count keys", &e))?;
+            }
+        }
         Ok(Listing {
             records,
             revision: at,
-            remaining: usize::try_from(remaining).unwrap_or(0),
+            more,
+            remaining,
         })
+    }
+
+    /// The keys of a range as of `at`: one more than `limit`, all when that is 0.
+    fn read(
+        &self,
+        keys: &Range<String>,
+        at: Revision,
+        limit: usize,
+    ) -> rusqlite::Result<Vec<Record>> {
+        let limit = if limit == 0 {
+            -1
+        } else {
+            i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1)
+        };
+        let mut statement = self.connection.prepare_cached(LIST)?;
+        let at = at.0.cast_signed();
+        let rows = statement.query_map(params![keys.start, keys.end, at, limit], event)?;
+        rows.map(|row| row.map(record)).collect()
+    }
+
+    fn count(&self, keys: &Range<String>, at: Revision) -> rusqlite::Result<usize> {
+        let mut statement = self.connection.prepare_cached(COUNT)?;
+        let at = at.0.cast_signed();
+        let count: i64 =
+            statement.query_row(params![keys.start, keys.end, at], |row| row.get(0))?;
+        Ok(usize::try_from(count).unwrap_or(0))
     }
 
     pub(super) fn since(&self, prefix: &str, after: Revision) -> Result<Vec<Event>> {
@@ -175,11 +199,16 @@ impl Log {
         self.check_readable(to)?;
         let mut run = || -> rusqlite::Result<()> {
             let transaction = self.connection.transaction()?;
-            transaction.execute(COMPACT, [to.0 as i64])?;
+            let span = [self.oldest.0.cast_signed(), to.0.cast_signed()];
+            transaction.execute(DROP_OVERWRITTEN, span)?;
+            transaction.execute(DROP_DELETED, span)?;
             transaction.execute("UPDATE compacted SET revision = ?1", [to.0 as i64])?;
             transaction.commit()?;
+            // Each step of it frees one page.
             self.connection
-                .execute_batch("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
+                .pragma_query(None, "incremental_vacuum", |_| Ok(()))?;
+            self.connection
+                .execute_batch("PRAGMA wal_checkpoint(TRUNCATE);")
         };
         run().map_err(|e| engine("compact", &e))?;
         self.oldest = to;
@@ -326,6 +355,29 @@ mod tests {
         let mut outcome = Ok(());
         log.transaction(|transaction| outcome = transaction.apply(&write(key)).map(drop))
             .and(outcome)
+    }
+
+    #[test]
+    fn compaction_leaves_one_row_for_each_key_and_gives_pages_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        let mut log = Log::open(&path).unwrap();
+        commit(&mut log, "/a").unwrap();
+        for revision in 1..200 {
+            let update = Write {
+                expects: Expects::At(Revision(revision)),
+                ..write("/a")
+            };
+            log.transaction(|t| drop(t.apply(&update).unwrap()))
+                .unwrap();
+        }
+        log.compact(log.newest()).unwrap();
+        let rows: i64 = log
+            .connection
+            .query_row("SELECT COUNT(*) FROM log", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(rows, 1);
+        assert!(std::fs::metadata(&path).unwrap().len() < 100_000);
     }
 
     #[test]
