@@ -1,7 +1,7 @@
 //! A node's components, in one process: the CRI server, the kubelet on it, and the service proxy.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
@@ -138,18 +138,19 @@ pub struct Node {
     runtime: Runtime,
     kubelet: Part,
     proxy: Part,
+    layout: Layout,
     keep: bool,
 }
 
 impl Node {
     /// Starts kubelet and proxy on a running CRI server.
     pub fn start(config: Config, runtime: Runtime, clients: Clients) -> Self {
-        let keep = config.keep;
+        let (keep, layout) = (config.keep, config.layout.clone());
         let proxy_config = proxy_config(&config.name, &config.cluster_cidrs);
         let proxy = Part::start("service proxy", |stop| proxy::run(proxy_config, clients.proxy, stop));
         let kubelet_config = kubelet_config(config);
         let kubelet = Part::start("kubelet", |stop| kubelet::run(kubelet_config, clients.kubelet, stop));
-        Self { runtime, kubelet, proxy, keep }
+        Self { runtime, kubelet, proxy, layout, keep }
     }
 
     /// Waits for the end of a component, which none should come to by itself.
@@ -170,7 +171,23 @@ impl Node {
             results.push(proxy::cleanup().context("remove the service rules"));
         }
         results.push(self.runtime.stop().await);
+        if !self.keep {
+            results.push(remove_network(&self.layout));
+        }
         results.into_iter().collect()
+    }
+}
+
+/// Removes the default pod network with what outlives its last pod: the bridge, its rules, the configuration.
+fn remove_network(layout: &Layout) -> anyhow::Result<()> {
+    let (name, bridge) = (cri_shim::cni::DEFAULT_NETWORK, cri_shim::cni::DEFAULT_BRIDGE);
+    cni_plugins::remove_network(name, bridge, &layout.cni_leases()).context("remove the pod network")?;
+    let conflist = layout.cni_conf().join(cri_shim::cni::DEFAULT_CONFLIST);
+    match std::fs::remove_file(&conflist) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", conflist.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -186,8 +203,11 @@ pub fn kubelet_config(config: Config) -> kubelet::Config {
     kubelet.max_pods = config.max_pods;
     kubelet.drain_on_shutdown = !config.keep;
     let port = config.kubelet_port;
+    // The wildcard of IPv6 takes IPv4 too.
+    let v6 = kubelet.node_ips.iter().any(IpAddr::is_ipv6);
+    let address = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     kubelet.server = config.serving.map(|serving| kubelet::ServerConfig {
-        address: Ipv4Addr::UNSPECIFIED.into(),
+        address,
         port,
         cert_pem: serving.certificate,
         key_pem: serving.key,
@@ -199,7 +219,7 @@ pub fn kubelet_config(config: Config) -> kubelet::Config {
 
 /// The proxy's configuration.
 pub fn proxy_config(node_name: &str, cluster_cidrs: &[IpNet]) -> proxy::Config {
-    proxy::Config { bridge: Some("orlop0".to_owned()), ..proxy::Config::new(node_name, cluster_cidrs.to_vec()) }
+    proxy::Config { bridge: Some(cri_shim::cni::DEFAULT_BRIDGE.to_owned()), ..proxy::Config::new(node_name, cluster_cidrs.to_vec()) }
 }
 
 /// A client from a kubeconfig file.

@@ -11,6 +11,9 @@ pub const DEFAULT_NETWORK: &str = "orlop";
 /// The name of its bridge.
 pub const DEFAULT_BRIDGE: &str = "orlop0";
 
+/// The name of its configuration file.
+pub const DEFAULT_CONFLIST: &str = "10-orlop.conflist";
+
 /// The configuration that `orlop` writes when the folder has none: pods on the bridge `orlop0`, which is their
 /// gateway, with an address from each of the node's pod CIDRs, masqueraded to the outside, with host ports. The leases
 /// of their addresses are kept below `lease_dir` (usually `/var/lib/cni/networks`), in a folder of [`DEFAULT_NETWORK`].

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 pub use attachment::{Attachment, AttachmentKey, PodIdentity, PortMapping};
 pub use conflist::ConfList;
-pub use defaults::{DEFAULT_BRIDGE, DEFAULT_NETWORK, default_conflist};
+pub use defaults::{DEFAULT_BRIDGE, DEFAULT_CONFLIST, DEFAULT_NETWORK, default_conflist};
 pub use error::{Error, PluginFailure};
 pub use result::{CniResult, Interface};
 

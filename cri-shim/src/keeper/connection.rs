@@ -55,9 +55,13 @@ struct Connection {
     subscribers: Vec<Subscriber>,
     next_n: u64,
     buffer: Vec<u8>,
+    /// The request that asked the keeper to end.
+    shutdown: Option<u64>,
+    /// The keeper has agreed to end: its going is no reason to start another.
+    ended: bool,
 }
 
-/// Runs until the last client is dropped.
+/// Runs until the last client is dropped, or the keeper ends because it was asked to.
 pub(super) async fn run(
     config: Config,
     first: OwnedFd,
@@ -70,6 +74,8 @@ pub(super) async fn run(
         subscribers: Vec::new(),
         next_n: 1,
         buffer: Vec::new(),
+        shutdown: None,
+        ended: false,
     };
     let mut socket = first;
     loop {
@@ -84,6 +90,9 @@ pub(super) async fn run(
         }
         connection.pending.clear(); // drops the senders: their callers see `Disconnected`
         connection.outbox.clear();
+        if connection.ended {
+            return;
+        }
         tracing::warn!("keeper connection ended, reconnecting");
         socket = reconnect(&config).await;
     }
@@ -161,7 +170,11 @@ impl Connection {
                 fds,
                 reply,
             } => {
+                let shutdown = matches!(request, Request::Shutdown);
                 let n = self.queue(request, fds);
+                if shutdown {
+                    self.shutdown = Some(n);
+                }
                 self.pending.insert(
                     n,
                     Pending {
@@ -235,6 +248,7 @@ impl Connection {
                 {
                     tracing::warn!(version, pid, "keeper speaks another version");
                 }
+                self.ended |= self.shutdown == Some(n) && result.is_ok();
                 let reply = result.map(|answer| Reply {
                     answer,
                     fds,

@@ -119,7 +119,11 @@ impl NodeKeeper {
                 Err(error) => return Err(error),
             }
         }
-        let patch = serde_json::json!({"status": node.status});
+        let mut patch = serde_json::json!({"status": node.status});
+        // The addresses of both families are of the same type, which is the key by which a patch would merge them.
+        if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+            addresses.push(serde_json::json!({"$patch": "replace"}));
+        }
         api.patch_status(
             &self.config.node_name,
             &PatchParams::default(),
