@@ -5,6 +5,7 @@
 //! node's clients need it stored.
 
 mod configmap;
+mod csi;
 mod deployment;
 mod endpoints;
 mod endpointslice;
@@ -15,6 +16,7 @@ mod namespace;
 mod node;
 mod pod;
 mod replicaset;
+mod runtimeclass;
 mod secret;
 mod service;
 mod serviceaccount;
@@ -41,6 +43,9 @@ pub fn kinds() -> &'static [Kind] {
         replicaset::KIND,
         lease::KIND,
         endpointslice::KIND,
+        runtimeclass::KIND,
+        csi::DRIVER,
+        csi::NODE,
     ];
     KINDS
 }

@@ -3,7 +3,7 @@
 use api::schema::{Field, Struct, Topology};
 use k8s_openapi::api::{
     apps::v1 as apps, coordination::v1 as coordination, core::v1 as core,
-    discovery::v1 as discovery,
+    discovery::v1 as discovery, node::v1 as node, storage::v1 as storage,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ListMeta, Patch, Status};
 use schemars::generate::SchemaSettings;
@@ -38,6 +38,9 @@ const TYPES: &[(&str, Add)] = &[
         "discovery/v1.EndpointSlice",
         add::<discovery::EndpointSlice>,
     ),
+    ("node/v1.RuntimeClass", add::<node::RuntimeClass>),
+    ("storage/v1.CSIDriver", add::<storage::CSIDriver>),
+    ("storage/v1.CSINode", add::<storage::CSINode>),
 ];
 
 /// Every type that the kinds use, by its full name.
