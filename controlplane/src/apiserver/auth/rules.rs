@@ -100,6 +100,11 @@ pub const GRANTS: &[Grant] = &[
                 READ,
             ),
             rule(
+                &["storage.k8s.io"],
+                &["csinodes"],
+                &["create", "delete", "patch", "update"],
+            ),
+            rule(
                 &[""],
                 &["nodes"],
                 &[
