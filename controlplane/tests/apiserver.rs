@@ -4,6 +4,7 @@ mod api {
     pub mod deletion;
     pub mod harness;
     pub mod kubelets;
+    pub mod nodes;
     pub mod objects;
     pub mod tls;
     pub mod watches;

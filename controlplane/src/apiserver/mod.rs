@@ -20,6 +20,7 @@ mod kubelet;
 mod listen;
 mod managed;
 mod negotiate;
+mod node_restriction;
 mod object;
 pub mod openapi;
 mod paths;

@@ -28,6 +28,7 @@ use super::cache::Resource;
 use super::failure::{Failure, Result};
 use super::kind::Kind;
 use super::negotiate;
+use super::node_restriction;
 use super::query::Query;
 use super::reply::{self, Reply};
 use super::route::Target;
@@ -53,6 +54,7 @@ impl Request {
 /// # Errors
 /// Whatever the client is to be told instead.
 pub async fn dispatch(api: &Arc<Api>, request: Request) -> Result<Reply> {
+    node_restriction::check(api, &request).await?;
     let kind = request.kind();
     let subresource = request.target.subresource.as_str();
     if subresource.is_empty() {
