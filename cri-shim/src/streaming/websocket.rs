@@ -10,7 +10,8 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -124,7 +125,12 @@ pub(super) async fn serve(upgraded: Upgraded, protocol: Protocol, streams: Strea
                 }
             }
         }
-        sink.close().await
+        // client-go takes a close without a status for a failure.
+        sink.send(Message::Close(Some(CloseFrame {
+            code: CloseCode::Normal,
+            reason: Default::default(),
+        })))
+        .await
     };
     let receive = async {
         while let Some(Ok(message)) = messages.next().await {

@@ -205,7 +205,10 @@ fn containerd(folder: &Path) -> anyhow::Result<Value> {
                     .arg(archive),
             )?;
         }
-        load(&socket, &["containerd", "containerd-shim-runc-v2", "busybox-pause"])
+        load(
+            &socket,
+            &["containerd", "containerd-shim-runc-v2", "busybox-pause"],
+        )
     });
     drop(server);
     let _ = Command::new("ip")

@@ -203,33 +203,33 @@ fn get(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 fn watch(cluster: &Cluster) -> anyhow::Result<()> {
-    let mut command = cluster.command(&[
+    let words = [
         "get",
         "configmaps",
         "-w",
         "--output-watch-events",
-        "-o",
-        "name",
-    ])?;
-    let mut child = command.stdout(Stdio::piped()).spawn()?;
-    let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+        "--no-headers",
+    ];
+    let mut child = cluster.command(&words)?.stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no output")?)
+        .lines()
+        .map_while(Result::ok);
+    lines
+        .find(|line| line.contains("kube-root-ca.crt"))
+        .context("the watch did not start")?;
     cluster.kubectl(&["create", "configmap", "watched", "--from-literal=a=b"])?;
     cluster.kubectl(&["delete", "configmap", "watched"])?;
-    let mut seen = Vec::new();
-    for line in lines
-        .map_while(Result::ok)
+    let first_word = |line: String| {
+        line.split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let seen: Vec<_> = lines
         .filter(|line| line.contains("watched"))
-    {
-        seen.push(
-            line.split_whitespace()
-                .next()
-                .unwrap_or_default()
-                .to_owned(),
-        );
-        if seen.len() == 2 {
-            break;
-        }
-    }
+        .map(first_word)
+        .take(2)
+        .collect();
     child.kill()?;
     child.wait()?;
     ensure!(seen == ["ADDED", "DELETED"], "the watch showed {seen:?}");
@@ -477,7 +477,7 @@ fn edit_and_patch(cluster: &Cluster) -> anyhow::Result<()> {
         "web",
         "--type=json",
         "-p",
-        r#"[{"op":"replace","path":"/spec/minReadySeconds","value":1}]"#,
+        r#"[{"op":"replace","path":"/spec/progressDeadlineSeconds","value":300}]"#,
     ])?;
     cluster.kubectl(&[
         "patch",
