@@ -41,13 +41,13 @@ pub fn map<'a>(object: &'a Value, pointer: &str) -> impl Iterator<Item = (&'a st
         .map(|(k, v)| (k.as_str(), v))
 }
 
-/// The object at a key, made if it isn't there (or is null).
+/// The object at a key, made if there is none.
 pub fn child<'a>(object: &'a mut Value, key: &str) -> &'a mut Value {
     if !object.is_object() {
         *object = Value::Object(Map::new());
     }
     let slot = &mut object[key];
-    if slot.is_null() {
+    if !slot.is_object() {
         *slot = Value::Object(Map::new());
     }
     slot

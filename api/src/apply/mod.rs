@@ -196,16 +196,17 @@ fn zero(ty: &'static Struct) -> Value {
 
 /// Records a create (`old` is null), update or patch in `new`'s managed fields: its manager owns what changed.
 ///
-/// What `new` states as managed fields counts only as "forget them all": an empty list.
+/// A write of the main resource may itself change the record, as `kubectl apply --server-side` does to take over from
+/// client-side apply; `[{}]` forgets it, no entries leave it as it is.
 pub fn record_update(ty: &'static Struct, new: &mut Value, old: &Value, manager: &Manager<'_>) {
-    let reset = new
-        .pointer("/metadata/managedFields")
-        .and_then(Value::as_array)
-        .is_some_and(|entries| {
-            // An explicit `[{}]` resets, as upstream has it.
-            entries.len() == 1 && entries[0].as_object().is_some_and(Map::is_empty)
-        });
-    let mut entries = if reset { Vec::new() } else { read_entries(old) };
+    let given = list(new, "/metadata/managedFields");
+    let forgets = matches!(given, [Value::Object(only)] if only.is_empty());
+    let mut entries = match given {
+        _ if forgets => Vec::new(),
+        [] => read_entries(old),
+        _ if !manager.subresource.is_empty() => read_entries(old),
+        _ => read_entries(new),
+    };
     let shape = Shape::Struct(ty);
     let empty;
     let old = if old.is_null() {

@@ -98,6 +98,40 @@ fn an_update_takes_what_it_changes_from_others() {
 }
 
 #[test]
+fn a_write_may_change_the_record_but_not_through_a_subresource() {
+    let mut old = deployment(json!({"replicas": 1}));
+    record_update(
+        ty(),
+        &mut old,
+        &Value::Null,
+        &manager("kubectl-client-side-apply", EARLY),
+    );
+    let mut new = old.clone();
+    new["metadata"]["managedFields"][0]["manager"] = "kubectl".into();
+    new["metadata"]["managedFields"][0]["operation"] = "Apply".into();
+    let mut through_status = new.clone();
+    record_update(ty(), &mut new, &old, &manager("x", LATE));
+    assert_eq!(
+        owners(&new),
+        [(
+            "kubectl".into(),
+            "Apply".into(),
+            json!({"f:spec": {"f:replicas": {}}})
+        )]
+    );
+    let status = Manager {
+        subresource: "status",
+        ..manager("x", LATE)
+    };
+    record_update(ty(), &mut through_status, &old, &status);
+    assert_eq!(owners(&through_status), owners(&old));
+    let mut forgotten = old.clone();
+    forgotten["metadata"]["managedFields"] = json!([{}]);
+    record_update(ty(), &mut forgotten, &old, &manager("x", LATE));
+    assert!(forgotten["metadata"].get("managedFields").is_none());
+}
+
+#[test]
 fn an_apply_removes_what_it_states_no_more() {
     let one =
         containers(json!([{"name": "a", "image": "1", "tty": true}, {"name": "b", "image": "1"}]));
