@@ -314,7 +314,9 @@ fn zero(ty: &'static Type) -> Value {
 /// What Go's `omitempty` leaves out: never a struct, and types that encode themselves are structs.
 fn is_empty(ty: &Type, value: &Value) -> bool {
     match ty {
-        Type::Struct(_) | Type::Quantity | Type::IntOrString => false,
+        Type::Struct(_) | Type::Quantity | Type::IntOrString | Type::Time | Type::MicroTime => {
+            false
+        }
         _ => match value {
             Value::Null => true,
             Value::Bool(b) => !b,

@@ -108,3 +108,15 @@ fn a_wrong_type_is_told_in_upstreams_words() {
             .starts_with("quantities must match")
     );
 }
+
+#[test]
+fn a_time_that_is_not_set_is_null_as_upstream_writes_it() {
+    let (pod, _) = decoded(
+        "core/v1.Pod",
+        json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
+    );
+    assert_eq!(
+        pod["status"]["conditions"][0],
+        json!({"type": "Ready", "status": "True", "lastProbeTime": null, "lastTransitionTime": null})
+    );
+}
