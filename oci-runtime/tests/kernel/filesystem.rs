@@ -1,0 +1,137 @@
+//! What the container sees.
+
+use crate::bundle::Bundle;
+use serde_json::json;
+
+#[test]
+fn masked_paths_are_empty_and_readonly_ones_read_only() {
+    let out = Bundle::new("cat /proc/keys | head -c 1; ls /sys/firmware; touch /proc/sys/kernel/x; echo >/proc/sys/kernel/hostname; true")
+        .run();
+    assert_eq!(out.stdout, "");
+    assert!(
+        out.stderr.contains("Read-only file system"),
+        "{}",
+        out.stderr
+    );
+}
+
+#[test]
+fn a_readonly_root_is_and_its_mounts_are_not() {
+    let mut bundle = Bundle::new("touch /tmp/x; touch /dev/shm/y && echo fine");
+    bundle.config["root"]["readonly"] = json!(true);
+    let ran = bundle.run();
+    assert_eq!(ran.stdout, "fine\n");
+    assert!(
+        ran.stderr.contains("Read-only file system"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn a_missing_destination_is_made_inside_the_root() {
+    let mut bundle = Bundle::new("cat /data/deep/file /link/x");
+    std::fs::write(bundle.path("source"), "content\n").unwrap();
+    std::os::unix::fs::symlink("/../../outside", bundle.path("rootfs/link")).unwrap();
+    for destination in ["/data/deep/file", "/link/x"] {
+        let source = bundle.path("source");
+        bundle.add_mount(json!({"destination": destination, "type": "bind", "source": source, "options": ["bind", "ro"]}));
+    }
+    assert_eq!(bundle.run().ok(), "content\ncontent\n");
+    assert!(bundle.path("rootfs/outside/x").exists());
+}
+
+#[test]
+fn bind_options_hold_recursively_where_they_say_so() {
+    let mut bundle = Bundle::new("touch /a/x; touch /a/sub/x; touch /b/x; touch /b/sub/x; true");
+    std::fs::create_dir(bundle.path("source")).unwrap();
+    std::fs::create_dir(bundle.path("source/sub")).unwrap();
+    let source = bundle.path("source");
+    bundle.add_mount(
+        json!({"destination": "/a", "type": "bind", "source": source, "options": ["rbind", "ro"]}),
+    );
+    bundle.add_mount(json!({"destination": "/a/sub", "type": "tmpfs", "source": "tmpfs"}));
+    bundle.add_mount(
+        json!({"destination": "/b", "type": "bind", "source": source, "options": ["rbind", "rro"]}),
+    );
+    let ran = bundle.run();
+    assert!(ran.stderr.contains("/a/x: Read-only"), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("/a/sub/x"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("/b/x: Read-only"), "{}", ran.stderr);
+}
+
+#[test]
+fn what_the_container_mounts_stays_in_it() {
+    let mut bundle = Bundle::new("mount -t tmpfs none /data && touch /data/inside && ls /data")
+        .with_capabilities(&["CAP_SYS_ADMIN"]);
+    std::fs::create_dir(bundle.path("source")).unwrap();
+    let source = bundle.path("source");
+    bundle.add_mount(
+        json!({"destination": "/data", "type": "bind", "source": source, "options": ["rbind"]}),
+    );
+    assert_eq!(bundle.run().ok(), "inside\n");
+    assert_eq!(std::fs::read_dir(bundle.path("source")).unwrap().count(), 0);
+}
+
+#[test]
+fn devices_are_the_default_ones_and_the_listed() {
+    let mut bundle = Bundle::new(
+        "ls /dev; stat -c '%t:%T %a %u' /dev/mine; head -c 2 /dev/zero >/dev/null && echo zero",
+    )
+    .with_capabilities(&["CAP_MKNOD"]);
+    bundle.linux()["devices"] = json!([{"path": "/dev/mine", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 7, "gid": 8}]);
+    let out = bundle.run().ok();
+    for name in [
+        "console", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "tty",
+        "zero",
+    ] {
+        if name != "console" {
+            assert!(out.lines().any(|line| line == name), "{name} in {out}");
+        }
+    }
+    assert!(out.contains("1:5 640 7"), "{out}");
+    assert!(out.ends_with("zero\n"), "{out}");
+}
+
+#[test]
+fn a_device_that_is_not_allowed_cannot_be_opened() {
+    // A node may be made, and is of no use: this host's memory, read from inside.
+    let bundle = Bundle::new("mknod /tmp/mem c 1 1 && head -c 1 /tmp/mem")
+        .with_capabilities(&["CAP_MKNOD", "CAP_SYS_RAWIO"]);
+    let ran = bundle.run();
+    assert_ne!(ran.code, 0);
+    assert!(
+        ran.stderr.contains("Operation not permitted"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn the_cgroup_mount_shows_the_containers_own_part() {
+    let out = Bundle::new("cat /proc/self/cgroup; ls /sys/fs/cgroup")
+        .run()
+        .ok();
+    for line in out
+        .lines()
+        .filter(|line| line.contains("::") || line.contains(":memory:"))
+    {
+        assert!(line.ends_with(":/"), "{line}");
+    }
+}
+
+#[test]
+fn nothing_is_left_mounted_on_the_host() {
+    let before = std::fs::read_to_string("/proc/self/mountinfo")
+        .unwrap()
+        .lines()
+        .count();
+    Bundle::new("true").run().ok();
+    assert_eq!(
+        std::fs::read_to_string("/proc/self/mountinfo")
+            .unwrap()
+            .lines()
+            .count(),
+        before
+    );
+}

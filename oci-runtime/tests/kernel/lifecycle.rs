@@ -1,0 +1,189 @@
+//! The states of a container, and what is refused in each.
+
+use crate::bundle::{Bundle, Ran, cgroups_named, runtime};
+use serde_json::json;
+
+#[test]
+fn create_waits_start_runs_kill_stops_delete_removes() {
+    let bundle = Bundle::new("touch /tmp/started; sleep 100");
+    let created = bundle
+        .command(&["create", "--pid-file", "pid", &bundle.id])
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert!(created.unwrap().success());
+    let state = bundle.state();
+    assert_eq!(state["status"], "created");
+    assert_eq!(
+        std::fs::read_to_string(bundle.path("pid")).unwrap(),
+        state["pid"].to_string()
+    );
+    assert!(!bundle.path("rootfs/tmp/started").exists());
+    bundle.must(&["start", &bundle.id]);
+    bundle.wait_status("running");
+    let ran = Ran::from(bundle.output(&["start", &bundle.id]));
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains("already running"), "{}", ran.stderr);
+    let ran = Ran::from(bundle.output(&["delete", &bundle.id]));
+    assert!(
+        ran.stderr.contains("that is not stopped: running"),
+        "{}",
+        ran.stderr
+    );
+    bundle.must(&["kill", &bundle.id, "KILL"]);
+    bundle.wait_status("stopped");
+    let ran = Ran::from(bundle.output(&["kill", &bundle.id, "TERM"]));
+    assert!(
+        ran.stderr.contains("container not running"),
+        "{}",
+        ran.stderr
+    );
+    bundle.must(&["delete", &bundle.id]);
+    assert_eq!(cgroups_named(&bundle.id).len(), 0);
+    let ran = Ran::from(bundle.output(&["state", &bundle.id]));
+    assert!(ran.stderr.contains("does not exist"), "{}", ran.stderr);
+}
+
+#[test]
+fn an_error_after_the_gate_reaches_start() {
+    let mut bundle = Bundle::new("");
+    // Found and executable, but no program: only execve can tell.
+    std::fs::write(bundle.path("rootfs/bin/broken"), b"\x7fELFgarbage").unwrap();
+    std::fs::set_permissions(
+        bundle.path("rootfs/bin/broken"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    bundle.process()["args"] = json!(["broken"]);
+    let created = bundle
+        .command(&["create", &bundle.id])
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert!(created.unwrap().success());
+    let ran = Ran::from(bundle.output(&["start", &bundle.id]));
+    assert_eq!(ran.code, 126);
+    assert!(ran.stderr.contains("exec format error"), "{}", ran.stderr);
+    bundle.wait_status("stopped");
+}
+
+#[test]
+fn a_failed_create_leaves_nothing() {
+    let mut bundle = Bundle::new("true");
+    bundle.add_mount(json!({"destination": "/x", "type": "no-such-file-system", "source": "x"}));
+    let ran = Ran::from(bundle.output(&["create", &bundle.id]));
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.stderr
+            .contains("mount no-such-file-system on /x: fsopen"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(cgroups_named(&bundle.id).len(), 0);
+    assert!(!bundle.state_root().join(&bundle.id).exists());
+}
+
+#[test]
+fn an_id_is_taken_once() {
+    let bundle = Bundle::new("sleep 100");
+    bundle.start();
+    let ran = Ran::from(bundle.output(&["create", &bundle.id]));
+    assert!(
+        ran.stderr.contains("container with id exists"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(
+        bundle.state()["status"],
+        "running",
+        "the first one is untouched"
+    );
+}
+
+#[test]
+fn of_two_starts_at_once_one_wins() {
+    let bundle = Bundle::new("sleep 100");
+    let created = bundle
+        .command(&["create", &bundle.id])
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert!(created.unwrap().success());
+    let spawn = || {
+        bundle
+            .command(&["start", &bundle.id])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let codes: Vec<_> = [spawn(), spawn()]
+        .into_iter()
+        .map(|mut child| child.wait().unwrap().code().unwrap())
+        .collect();
+    assert_eq!(
+        codes.iter().filter(|code| **code == 0).count(),
+        1,
+        "{codes:?}"
+    );
+    assert_eq!(bundle.state()["status"], "running");
+}
+
+#[test]
+fn a_paused_container_is_paused_and_goes_on() {
+    let bundle = Bundle::new("sleep 100");
+    bundle.start();
+    bundle.must(&["pause", &bundle.id]);
+    assert_eq!(bundle.state()["status"], "paused");
+    let ran = Ran::from(bundle.output(&["exec", &bundle.id, "true"]));
+    assert!(ran.stderr.contains("paused"), "{}", ran.stderr);
+    bundle.must(&["resume", &bundle.id]);
+    assert_eq!(bundle.state()["status"], "running");
+    bundle.must(&["pause", &bundle.id]);
+    bundle.must(&["kill", &bundle.id, "KILL"]);
+    bundle.wait_status("stopped");
+}
+
+#[test]
+fn list_and_ps_name_the_container_and_its_processes() {
+    let bundle = Bundle::new("sleep 100");
+    bundle.start();
+    bundle.wait_status("running");
+    assert_eq!(bundle.must(&["list", "-q"]), format!("{}\n", bundle.id));
+    let list: serde_json::Value =
+        serde_json::from_str(&bundle.must(&["list", "--format", "json"])).unwrap();
+    assert_eq!(list[0]["id"], bundle.id);
+    let pids: Vec<i32> =
+        serde_json::from_str(&bundle.must(&["ps", "--format", "json", &bundle.id])).unwrap();
+    assert!(pids.contains(&(bundle.state()["pid"].as_i64().unwrap() as i32)));
+}
+
+#[test]
+fn a_log_in_json_has_the_error_on_a_line() {
+    let mut bundle = Bundle::new("");
+    bundle.process()["args"] = json!(["nothing-here"]);
+    let log = bundle.path("log.json");
+    let log = log.to_str().unwrap();
+    bundle.output(&["--log", log, "--log-format", "json", "create", &bundle.id]);
+    let line: serde_json::Value =
+        serde_json::from_str(std::fs::read_to_string(log).unwrap().trim()).unwrap();
+    assert_eq!(line["level"], "error");
+    assert!(line["msg"].as_str().unwrap().contains("nothing-here"));
+}
+
+#[test]
+fn the_words_are_runcs() {
+    let help = std::process::Command::new(runtime())
+        .arg("--help")
+        .output()
+        .unwrap();
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    for word in [
+        "create", "start", "run", "state", "kill", "delete", "exec", "ps", "list", "pause",
+        "resume", "update", "spec", "features",
+    ] {
+        assert!(help.contains(word), "{word}");
+    }
+    let features = std::process::Command::new(runtime())
+        .arg("features")
+        .output()
+        .unwrap();
+    let features: serde_json::Value = serde_json::from_slice(&features.stdout).unwrap();
+    assert_eq!(features["ociVersionMin"], "1.0.0");
+}

@@ -1,0 +1,9 @@
+//! Containers on this kernel, through the command line. Needs root and busybox-static.
+
+mod attacks;
+mod bundle;
+mod exec;
+mod filesystem;
+mod lifecycle;
+mod limits;
+mod process;
