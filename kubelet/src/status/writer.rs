@@ -73,14 +73,16 @@ impl StatusWriter {
         let entry = entries
             .entry(uid.clone())
             .or_insert_with(|| Entry::new(status));
-        let moved = entry.target.as_ref() != Some(&target);
+        if entry.target.as_ref() == Some(&target) {
+            return;
+        }
         entry.target = Some(target);
-        if moved && !entry.busy {
-            entry.written = Arc::new(status.clone());
-            if entry.version > 0 {
-                drop(entries);
-                self.begin(uid, Duration::ZERO);
-            }
+        entry.written = Arc::new(status.clone());
+        if entry.version > 0 {
+            // What was written was written to another object.
+            entry.version += 1;
+            drop(entries);
+            self.begin(uid, Duration::ZERO);
         }
     }
 
@@ -149,14 +151,14 @@ impl StatusWriter {
             match outcome {
                 Ok(()) => {
                     retry = RETRY_MIN;
-                    self.note_written(uid, &after, version);
+                    self.note_written(uid, &target, &after, version);
                 }
                 // The object is gone: nothing is left to show.
                 Err(WriteError {
                     source: kube::Error::Api(status),
                     ..
                 }) if status.code == 404 => {
-                    self.note_written(uid, &after, version);
+                    self.note_written(uid, &target, &after, version);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "will be tried again");
@@ -186,8 +188,10 @@ impl StatusWriter {
         }
     }
 
-    fn note_written(&self, uid: &PodUid, status: &Arc<PodStatus>, version: u64) {
-        if let Some(entry) = self.lock().get_mut(uid) {
+    fn note_written(&self, uid: &PodUid, target: &Target, status: &Arc<PodStatus>, version: u64) {
+        if let Some(entry) = self.lock().get_mut(uid)
+            && entry.target.as_ref() == Some(target)
+        {
             entry.written = status.clone();
             entry.done.send_replace(version);
         }
