@@ -78,6 +78,15 @@ fn enter_network(pin: &Path) {
         return;
     }
     namespace::unshare(&[NamespaceKind::Network]).unwrap();
+    // The loopback device; its index is 1 in every network.
+    let up = linux::netlink::LinkChange {
+        up: Some(true),
+        ..Default::default()
+    };
+    linux::netlink::Netlink::open()
+        .unwrap()
+        .change_link(1, &up)
+        .unwrap();
     std::fs::File::create(pin).unwrap();
     let own = namespace::open_own(NamespaceKind::Network).unwrap();
     let detached = linux::mount::bind_fd(own, false).unwrap();

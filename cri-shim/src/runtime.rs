@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::config::Config;
 use crate::sandbox::{Cgroups, Pins, SandboxFiles};
 use crate::service::Error;
@@ -21,6 +23,8 @@ pub struct Runtime {
     pub pins: Pins,
     pub operations: Operations<String>,
     pub streams: streaming::Server,
+    /// The server is ending: streams that have no end of their own end with it.
+    pub shutdown: CancellationToken,
 }
 
 impl Runtime {

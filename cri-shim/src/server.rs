@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cri_api::MAX_MESSAGE_BYTES;
 use cri_api::images::images_server::ImagesServer;
@@ -27,6 +28,9 @@ use crate::{cni, image, keeper, streaming};
 
 /// The version of the journal's records.
 const SCHEMA_VERSION: u32 = 1;
+
+/// How long running requests may go on once the server is told to end.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why the server couldn't start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -94,8 +98,26 @@ pub async fn run(
     tracing::info!(socket = %listen.display(), "serving CRI");
     // The receiver may not care.
     let _ = ready.send(());
+    let served = serve(&runtime, listener, &shutdown).await;
+    followed.abort();
+    // A socket that nobody serves only misleads.
+    let _ = std::fs::remove_file(&listen);
+    served.map_err(|source| Error::Serve {
+        path: listen,
+        source,
+    })?;
+    close(&runtime).await;
+    Ok(())
+}
+
+/// Serves until `shutdown`, and then as long as requests that are running take to end, up to [`FAREWELL`].
+async fn serve(
+    runtime: &Arc<Runtime>,
+    listener: UnixListener,
+    shutdown: &CancellationToken,
+) -> Result<(), tonic::transport::Error> {
     let service = Service(runtime.clone());
-    let served = tonic::transport::Server::builder()
+    let server = tonic::transport::Server::builder()
         .add_service(
             RuntimeServiceServer::new(service.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -110,23 +132,15 @@ pub async fn run(
             ImagesServer::new(ImportService(runtime.clone()))
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
         )
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped(shutdown))
-        .await;
-    followed.abort();
-    // A socket that nobody serves only misleads.
-    let _ = std::fs::remove_file(&listen);
-    served.map_err(|source| Error::Serve {
-        path: listen,
-        source,
-    })?;
-    close(&runtime).await;
-    Ok(())
-}
-
-/// Event streams never end by themselves, so the server doesn't wait for its connections: it is dropped a moment
-/// after the shutdown began.
-async fn stopped(shutdown: CancellationToken) {
-    shutdown.cancelled().await;
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled());
+    let impatient = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(FAREWELL).await;
+    };
+    tokio::select! {
+        served = server => served,
+        () = impatient => Ok(()),
+    }
 }
 
 async fn open(
@@ -174,6 +188,7 @@ async fn open(
         pins,
         operations: Operations::default(),
         streams,
+        shutdown: shutdown.clone(),
     })
 }
 

@@ -81,21 +81,21 @@ pub fn unpack(
     };
     for entry in archive.entries().map_err(Error::Read)? {
         let mut entry = entry.map_err(Error::Read)?;
-        let Some((path, node, attributes)) = entry::parse(&mut entry)? else {
+        let Some(wanted) = entry::parse(&mut entry)? else {
             continue;
         };
         done.entries += 1;
         if done.entries > limits.entries {
             return Err(Error::TooLarge(format!("{} entries", limits.entries)));
         }
-        if matches!(node, Node::File) {
+        if matches!(wanted.node, Node::File) {
             // The declared size bounds what the reader yields, sparse files' holes included.
             done.size_bytes = done.size_bytes.saturating_add(entry.size());
             if done.size_bytes > limits.size_bytes {
                 return Err(Error::TooLarge(format!("{} bytes", limits.size_bytes)));
             }
         }
-        tree.apply(&path, &node, &attributes, &mut entry)?;
+        tree.apply(&wanted.path, &wanted.node, &wanted.attributes, &mut entry)?;
     }
     tree.finish()?;
     Ok(done)

@@ -8,8 +8,7 @@ use cri_api::v1::runtime_service_server::RuntimeService;
 #[allow(clippy::wildcard_imports)]
 // every request and response of the protocol, and nothing else
 use cri_api::v1::*;
-use futures::Stream;
-use tokio_stream::StreamExt;
+use futures::{Stream, StreamExt};
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tonic::{Request, Response, Status};
@@ -408,9 +407,9 @@ impl RuntimeService for Service {
                 ))
             })
         });
-        Ok(Response::new(Box::pin(
-            tokio_stream::iter(missed.into_iter().map(Ok)).chain(to_come),
-        )))
+        let events = tokio_stream::iter(missed.into_iter().map(Ok)).chain(to_come);
+        let ending = self.0.shutdown.clone().cancelled_owned();
+        Ok(Response::new(Box::pin(events.take_until(ending))))
     }
 }
 

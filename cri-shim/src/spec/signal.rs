@@ -104,11 +104,11 @@ mod tests {
         }
         assert_eq!(name(Signal::RuntimeDefault), None);
         assert_eq!(
-            name(Signal::SigUsr1).and_then(|text| parse(&text)),
+            name(Signal::Sigusr1).and_then(|text| parse(&text)),
             Some(10)
         );
         assert_eq!(
-            name(Signal::SigRtmaxminus14).and_then(|text| parse(&text)),
+            name(Signal::Sigrtmaxminus14).and_then(|text| parse(&text)),
             Some(50)
         );
     }

@@ -12,7 +12,12 @@ async fn a_killed_server_leaves_its_pods_running_and_its_successor_knows_them() 
     let script = "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done";
     let lasting = node.run(&sandbox, &config, "lasting", script).await;
     let ending = node
-        .run(&sandbox, &config, "ending", "read x < /dev/shm/go; exit 9")
+        .run(
+            &sandbox,
+            &config,
+            "ending",
+            "while [ ! -e /dev/shm/go ]; do sleep 0.01; done; exit 9",
+        )
         .await;
     let created = node
         .create(
@@ -23,14 +28,22 @@ async fn a_killed_server_leaves_its_pods_running_and_its_successor_knows_them() 
         .await
         .unwrap();
     let before = node.remains();
+    let ending_pid = node.pid(&ending).await;
     let (pid, ip) = (
         node.pid(&lasting).await,
         node.sandbox_status(&sandbox).await.network.unwrap().ip,
     );
+    let go = format!("/proc/{pid}/root/dev/shm/go");
     node.kill();
-    // While nobody serves, one container ends (its fifo doesn't exist: it ended at once, or ends now).
     node.restart().await;
     assert_eq!(node.remains(), before);
+    node.kill();
+    // While nobody serves, one container ends.
+    std::fs::write(go, "").unwrap();
+    while std::path::Path::new(&format!("/proc/{ending_pid}")).exists() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    node.restart().await;
     let status = node.status(&lasting).await;
     assert_eq!(status.state(), ContainerState::ContainerRunning);
     assert_eq!(node.pid(&lasting).await, pid);

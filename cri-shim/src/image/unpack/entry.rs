@@ -36,14 +36,20 @@ pub struct Attributes {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+/// One entry, as far as it makes something.
+#[derive(Debug)]
+pub struct Wanted {
+    pub path: Vec<Vec<u8>>,
+    pub node: Node,
+    pub attributes: Attributes,
+}
+
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Reads an entry; `None` for one that makes nothing (a global header). The path is the components of its name,
 /// of a whiteout those of the name that it hides, of an opaque mark those of its folder.
-pub fn parse<R: Read>(
-    entry: &mut tar::Entry<'_, R>,
-) -> Result<Option<(Vec<Vec<u8>>, Node, Attributes)>, Error> {
+pub fn parse<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Option<Wanted>, Error> {
     let bytes = entry.path_bytes().into_owned();
     let name = String::from_utf8_lossy(&bytes).into_owned();
     let refused = |why| Error::Refused {
@@ -133,7 +139,11 @@ pub fn parse<R: Read>(
             .map_err(refused)?;
         }
     }
-    Ok(Some((path, node, attributes)))
+    Ok(Some(Wanted {
+        path,
+        node,
+        attributes,
+    }))
 }
 
 fn read_extension(
