@@ -21,9 +21,9 @@ pub async fn dump(config: &Config, client: &kube::Client) -> Result<String, kube
     };
     let mut tracker = Tracker::new(node);
     let lists = [
-        source::list::<Node>(client, &source::node(&config.node_name)).await?,
-        source::list::<Service>(client, &source::services()).await?,
-        source::list::<EndpointSlice>(client, &source::slices()).await?,
+        source::list::<Node>(client, &source::node(&config.node_name), &config.node_name).await?,
+        source::list::<Service>(client, &source::services(), &config.node_name).await?,
+        source::list::<EndpointSlice>(client, &source::slices(), &config.node_name).await?,
     ];
     for (update, _) in lists {
         if let Update::List(_, changes) = update {

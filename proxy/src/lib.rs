@@ -69,14 +69,21 @@ pub async fn run(
     tasks.spawn(follow::<Node>(
         client.clone(),
         source::node(&node_name),
+        node_name.clone(),
         updates.clone(),
     ));
     tasks.spawn(follow::<Service>(
         client.clone(),
         source::services(),
+        node_name.clone(),
         updates.clone(),
     ));
-    tasks.spawn(follow::<EndpointSlice>(client, source::slices(), updates));
+    tasks.spawn(follow::<EndpointSlice>(
+        client,
+        source::slices(),
+        node_name.clone(),
+        updates,
+    ));
     let mut worker_end = std::pin::pin!(worker_end);
     tokio::select! {
         () = shutdown.cancelled() => {}

@@ -1,7 +1,7 @@
 //! The thread that turns the API's changes into transactions.
 
 use crate::config::{Config, DetectLocal, NodePortAddresses, Progress};
-use crate::service::{Change, NodeFacts, ResolvedService, ServiceName, Tracker};
+use crate::service::{Change, NodeFacts, ResolvedService, ServiceName, SliceName, Tracker};
 use crate::source::{Kind, Update};
 use crate::table::{FamilyTable, Outcome};
 use crate::{conntrack, sysctl};
@@ -146,35 +146,27 @@ impl Worker {
 
     /// What is known of a kind and not in its new list.
     fn missing_from(&self, kind: Kind, changes: &[Change]) -> Vec<Change> {
-        let (services, slices) = self.tracker.known();
         match kind {
             Kind::Services => {
                 let name = |change: &Change| match change {
-                    Change::Service(service) => Some(ServiceName::new(
-                        &service.metadata.namespace,
-                        &service.metadata.name,
-                    )),
+                    Change::Service(name, _) => Some(name.clone()),
                     _ => None,
                 };
                 let present: HashSet<ServiceName> = changes.iter().filter_map(name).collect();
-                services
-                    .filter(|name| !present.contains(name))
-                    .cloned()
-                    .map(Change::ServiceGone)
-                    .collect()
+                let gone = self
+                    .tracker
+                    .services()
+                    .filter(|name| !present.contains(name));
+                gone.cloned().map(Change::ServiceGone).collect()
             }
             Kind::Slices => {
-                let key = |change: &Change| match change {
-                    Change::Slice(slice) => Some((
-                        slice.metadata.namespace.clone(),
-                        slice.metadata.name.clone(),
-                    )),
+                let name = |change: &Change| match change {
+                    Change::Slice(name, _, _) => Some(name.clone()),
                     _ => None,
                 };
-                let present: HashSet<(String, String)> = changes.iter().filter_map(key).collect();
-                let gone = slices.filter(|key| !present.contains(*key)).cloned();
-                gone.map(|(namespace, name)| Change::SliceGone(namespace, name))
-                    .collect()
+                let present: HashSet<SliceName> = changes.iter().filter_map(name).collect();
+                let gone = self.tracker.slices().filter(|name| !present.contains(name));
+                gone.cloned().map(Change::SliceGone).collect()
             }
             Kind::Node => Vec::new(),
         }

@@ -11,7 +11,7 @@ use super::layout::Slots;
 use crate::service::{Frontend, Protocol, ResolvedService, ServiceName, ServicePort};
 use linux::nftables::Family;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// An entry, and whose it is (`namespace/name:port`).
@@ -246,16 +246,19 @@ pub struct Model {
     family: Family,
     services: HashMap<ServiceName, Programmed>,
     /// Entries that several Services may need.
-    shared: HashMap<Entry, u32>,
+    shared: HashMap<(SetName, IpAddr), u32>,
     claims: HashMap<Claim, Claimants>,
     list_numbers: HashSet<u32>,
     handle_numbers: HashSet<u32>,
     found: Found,
 }
 
-/// Whether several Services can need the same entry of that set.
-fn is_shared(set: SetName) -> bool {
-    matches!(set, SetName::Hairpin | SetName::ClusterAddresses)
+/// What tells an entry that several Services can need from others of its kind; `None` for one that only one can.
+fn shared_key(entry: &Entry) -> Option<(SetName, IpAddr)> {
+    match entry.key {
+        Key::Hairpin(address) | Key::Address(address) => Some((entry.set, address)),
+        _ => None,
+    }
 }
 
 /// FNV-1a: the same in every process, so that a restarted proxy gives its lists the same numbers.
@@ -316,7 +319,7 @@ impl Model {
         self.services
             .values()
             .flat_map(Programmed::entries)
-            .filter(move |labelled| !is_shared(labelled.entry.set) || seen.insert(labelled.entry))
+            .filter(move |labelled| shared_key(&labelled.entry).is_none_or(|key| seen.insert(key)))
     }
 
     /// The timeouts of the affinities that are in use, in seconds.
@@ -488,35 +491,37 @@ impl Model {
                     new.next();
                 }
                 std::cmp::Ordering::Less => {
-                    let gone = old.next().filter(|gone| self.release_shared(gone.entry));
+                    let gone = old.next().filter(|gone| self.release_shared(&gone.entry));
                     difference.delete.extend(gone);
                 }
                 std::cmp::Ordering::Greater => {
-                    let come = new.next().filter(|come| self.take_shared(come.entry));
+                    let come = new.next().filter(|come| self.take_shared(&come.entry));
                     difference.add.extend(come);
                 }
             }
         }
     }
 
-    fn take_shared(&mut self, entry: Entry) -> bool {
-        if !is_shared(entry.set) {
+    /// Whether the entry wasn't needed before.
+    fn take_shared(&mut self, entry: &Entry) -> bool {
+        let Some(key) = shared_key(entry) else {
             return true;
-        }
-        let count = self.shared.entry(entry).or_default();
+        };
+        let count = self.shared.entry(key).or_default();
         *count += 1;
         *count == 1
     }
 
-    fn release_shared(&mut self, entry: Entry) -> bool {
-        if !is_shared(entry.set) {
+    /// Whether the entry isn't needed any more.
+    fn release_shared(&mut self, entry: &Entry) -> bool {
+        let Some(key) = shared_key(entry) else {
             return true;
-        }
-        let count = self.shared.get(&entry).copied().unwrap_or(1);
+        };
+        let count = self.shared.get(&key).copied().unwrap_or(1);
         if count > 1 {
-            self.shared.insert(entry, count - 1);
+            self.shared.insert(key, count - 1);
         } else {
-            self.shared.remove(&entry);
+            self.shared.remove(&key);
         }
         count <= 1
     }

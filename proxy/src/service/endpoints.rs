@@ -1,7 +1,7 @@
 //! Which endpoints of a Service port get traffic: readiness, termination, locality and topology, as upstream's
 //! `pkg/proxy/topology.go` decides it.
 
-use super::resolve::NodeFacts;
+use super::facts::{Hints, NodeFacts};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -18,10 +18,22 @@ pub struct Candidate {
     pub terminating: bool,
     /// Runs on this node.
     pub local: bool,
-    /// Zones that prefer it.
-    pub zones: Arc<[String]>,
-    /// Nodes that prefer it.
-    pub nodes: Arc<[String]>,
+    /// Who prefers it, if it says so.
+    pub hints: Option<Arc<Hints>>,
+}
+
+impl Candidate {
+    fn is_for_node(&self, name: &str) -> bool {
+        self.hints
+            .as_ref()
+            .is_some_and(|hints| hints.nodes.iter().any(|node| **node == *name))
+    }
+
+    fn is_for_zone(&self, name: &str) -> bool {
+        self.hints
+            .as_ref()
+            .is_some_and(|hints| hints.zones.iter().any(|zone| **zone == *name))
+    }
 }
 
 /// The endpoints that are used, each sorted by address.
@@ -45,8 +57,8 @@ pub fn choose(candidates: &[Candidate], node: &NodeFacts) -> Chosen {
         Preference::None => true,
         // What terminates is used for want of better: then no preference holds.
         _ if !candidate.ready => true,
-        Preference::Node => candidate.nodes.contains(&node.name),
-        Preference::Zone => candidate.zones.contains(&node.zone),
+        Preference::Node => candidate.is_for_node(&node.name),
+        Preference::Zone => candidate.is_for_zone(&node.zone),
     };
     let sorted = |mut addresses: Vec<SocketAddr>| {
         addresses.sort_unstable();
@@ -84,14 +96,14 @@ enum Preference {
 /// Hints hold only if every ready endpoint has one, and one of them is meant for this node or its zone.
 fn preference(candidates: &[Candidate], node: &NodeFacts) -> Preference {
     let ready = || candidates.iter().filter(|c| c.ready);
-    if ready().all(|c| !c.nodes.is_empty()) && ready().any(|c| c.nodes.contains(&node.name)) {
+    let has = |of: fn(&Hints) -> &[Box<str>]| {
+        ready().all(|c| c.hints.as_ref().is_some_and(|hints| !of(hints).is_empty()))
+    };
+    if has(|hints| &hints.nodes) && ready().any(|c| c.is_for_node(&node.name)) {
         return Preference::Node;
     }
     let zone_known = !node.zone.is_empty();
-    if zone_known
-        && ready().all(|c| !c.zones.is_empty())
-        && ready().any(|c| c.zones.contains(&node.zone))
-    {
+    if zone_known && has(|hints| &hints.zones) && ready().any(|c| c.is_for_zone(&node.zone)) {
         return Preference::Zone;
     }
     Preference::None
@@ -108,9 +120,16 @@ mod tests {
             serving: true,
             terminating: false,
             local: false,
-            zones: Arc::new([]),
-            nodes: Arc::new([]),
+            hints: None,
         }
+    }
+
+    fn hints(zones: &[&str], nodes: &[&str]) -> Option<Arc<Hints>> {
+        let boxed = |names: &[&str]| names.iter().map(|name| (*name).into()).collect();
+        Some(Arc::new(Hints {
+            zones: boxed(zones),
+            nodes: boxed(nodes),
+        }))
     }
 
     fn terminating(last: u8) -> Candidate {
@@ -185,7 +204,7 @@ mod tests {
     #[test]
     fn zone_hints_hold_only_if_every_endpoint_has_one() {
         let in_zone = |last, zone: &str| Candidate {
-            zones: Arc::new([zone.to_owned()]),
+            hints: hints(&[zone], &[]),
             ..candidate(last)
         };
         assert_eq!(
@@ -205,8 +224,7 @@ mod tests {
     #[test]
     fn node_hints_go_before_zone_hints() {
         let hinted = |last, to: &str| Candidate {
-            zones: Arc::new(["a".to_owned()]),
-            nodes: Arc::new([to.to_owned()]),
+            hints: hints(&["a"], &[to]),
             ..candidate(last)
         };
         assert_eq!(

@@ -2,47 +2,12 @@
 
 use super::ServiceName;
 use super::endpoints::{Candidate, choose};
-use super::object::{EndpointSlice, Service};
+use super::facts::{Affinity, NodeFacts, PortFacts, Protocol, ServiceFacts, SliceFacts};
 use ipnet::IpNet;
 use linux::nftables::Family;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-
-/// What the proxy knows about its own node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NodeFacts {
-    /// The Node's name.
-    pub name: String,
-    /// Its `topology.kubernetes.io/zone`, or empty.
-    pub zone: String,
-    /// Its addresses, the primary one of each family first.
-    pub addresses: Vec<IpAddr>,
-}
-
-/// A transport protocol that Services have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Protocol {
-    /// TCP.
-    Tcp = 6,
-    /// UDP.
-    Udp = 17,
-    /// SCTP.
-    Sctp = 132,
-}
-
-impl Protocol {
-    /// Reads the API's word; nothing stated means TCP, and a word that isn't known means nothing.
-    pub fn parse(word: Option<&str>) -> Option<Protocol> {
-        match word {
-            None | Some("TCP" | "") => Some(Protocol::Tcp),
-            Some("UDP") => Some(Protocol::Udp),
-            Some("SCTP") => Some(Protocol::Sctp),
-            Some(_) => None,
-        }
-    }
-}
 
 /// An address, protocol and port at which a Service answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,13 +18,6 @@ pub struct Frontend {
     pub protocol: Protocol,
     /// The port.
     pub port: u16,
-}
-
-/// ClientIP affinity: how long after a client's last connection it holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Affinity {
-    /// 1 to 86,400.
-    pub seconds: u32,
 }
 
 /// One port of a Service in one address family, as this node serves it.
@@ -108,35 +66,22 @@ pub struct ResolvedService {
     pub local_endpoints: usize,
 }
 
-/// Resolves a Service. A headless one, one by external name, and one whose protocol isn't known has no ports here.
+/// Resolves a Service. One that isn't served (headless, by external name) has no ports here.
 pub fn resolve<'a>(
     name: &ServiceName,
-    service: &Service,
-    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    service: &ServiceFacts,
+    slices: impl Iterator<Item = &'a SliceFacts> + Clone,
     node: &NodeFacts,
 ) -> ResolvedService {
-    let spec = &service.spec;
-    if spec.kind == "ExternalName" || spec.cluster_ip.is_empty() || spec.cluster_ip == "None" {
-        return ResolvedService::default();
-    }
     let mut resolved = ResolvedService::default();
-    for cluster_ip in cluster_ips(service) {
-        for port in &spec.ports {
-            resolved.ports.extend(resolve_port(
-                name,
-                service,
-                port,
-                cluster_ip,
-                slices.clone(),
-                node,
-            ));
+    for cluster_ip in &service.cluster_ips {
+        for port in &service.ports {
+            let port = resolve_port(name, service, port, *cluster_ip, slices.clone(), node);
+            resolved.ports.push(port);
         }
     }
-    if spec.kind == "LoadBalancer"
-        && is_local(&spec.external_traffic_policy)
-        && spec.health_check_node_port != 0
-    {
-        resolved.health_check_port = Some(spec.health_check_node_port);
+    if let Some(port) = service.health_check_port {
+        resolved.health_check_port = Some(port);
         let local: BTreeSet<IpAddr> = resolved
             .ports
             .iter()
@@ -146,21 +91,6 @@ pub fn resolve<'a>(
         resolved.local_endpoints = local.len();
     }
     resolved
-}
-
-/// One address a family; objects of old have `clusterIP` alone.
-fn cluster_ips(service: &Service) -> Vec<IpAddr> {
-    let spec = &service.spec;
-    let texts = if spec.cluster_ips.is_empty() {
-        std::slice::from_ref(&spec.cluster_ip)
-    } else {
-        &spec.cluster_ips
-    };
-    texts.iter().filter_map(|text| text.parse().ok()).collect()
-}
-
-fn is_local(policy: &Option<String>) -> bool {
-    policy.as_deref() == Some("Local")
 }
 
 fn family_of(address: IpAddr) -> Family {
@@ -173,43 +103,36 @@ fn family_of(address: IpAddr) -> Family {
 
 fn resolve_port<'a>(
     name: &ServiceName,
-    service: &Service,
-    port: &super::object::Port,
+    service: &ServiceFacts,
+    port: &PortFacts,
     cluster_ip: IpAddr,
-    slices: impl Iterator<Item = &'a EndpointSlice>,
+    slices: impl Iterator<Item = &'a SliceFacts>,
     node: &NodeFacts,
-) -> Option<ServicePort> {
-    let spec = &service.spec;
-    let protocol = Protocol::parse(port.protocol.as_deref())?;
+) -> ServicePort {
+    let protocol = port.protocol;
     let family = family_of(cluster_ip);
     let frontend = |address| Frontend {
         address,
         protocol,
         port: port.port,
     };
-    let of_family = |text: &String| {
-        text.parse()
-            .ok()
-            .filter(|address| family_of(*address) == family)
+    let of_family = |addresses: &[IpAddr]| -> BTreeSet<Frontend> {
+        let same = addresses
+            .iter()
+            .copied()
+            .filter(|address| family_of(*address) == family);
+        same.map(frontend).collect()
     };
-    let balanced = load_balancer_addresses(service).filter(|address| family_of(*address) == family);
-    let balanced: BTreeSet<Frontend> = balanced.map(frontend).collect();
-    let external: BTreeSet<Frontend> = spec
-        .external_ips
-        .iter()
-        .filter_map(of_family)
-        .map(frontend)
-        .collect();
-    let source_ranges = source_ranges(spec, family);
+    let balanced = of_family(&service.balanced_ips);
+    let external = of_family(&service.external_ips);
+    let source_ranges = source_ranges(service, family);
     // As upstream: ranges of the other family alone leave this one open.
     let restricted: Vec<Frontend> = if source_ranges.is_empty() {
         Vec::new()
     } else {
         balanced.difference(&external).copied().collect()
     };
-    let external_local = is_local(&spec.external_traffic_policy);
-    let internal_local = is_local(&spec.internal_traffic_policy);
-    let candidates = candidates(slices, port, protocol, family, node);
+    let candidates = candidates(slices, port, family);
     let chosen = choose(&candidates, node);
     let usable = |candidate: &&Candidate| candidate.local && (candidate.ready || candidate.serving);
     let on_node: BTreeSet<IpAddr> = candidates
@@ -222,7 +145,8 @@ fn resolve_port<'a>(
     } else {
         format!("{name}:{}", port.name)
     };
-    Some(ServicePort {
+    let needs_local = service.internal_local || service.external_local;
+    ServicePort {
         name: name.into(),
         family,
         protocol,
@@ -230,123 +154,59 @@ fn resolve_port<'a>(
         external: external.union(&balanced).copied().collect(),
         restricted,
         source_ranges,
-        node_port: (port.node_port != 0).then_some(port.node_port),
-        affinity: affinity(spec),
-        internal_local,
-        external_local,
+        node_port: port.node_port,
+        affinity: service.affinity,
+        internal_local: service.internal_local,
+        external_local: service.external_local,
         cluster: chosen.cluster,
-        local: if internal_local || external_local {
+        local: if needs_local {
             chosen.local
         } else {
             Vec::new()
         },
         on_node: on_node.into_iter().collect(),
         any: chosen.any,
-    })
+    }
 }
 
-/// The load balancer's addresses whose packets come here unchanged.
-fn load_balancer_addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
-    let balanced = service.spec.kind == "LoadBalancer";
-    service
-        .status
-        .load_balancer
-        .ingress
+fn source_ranges(service: &ServiceFacts, family: Family) -> Vec<IpNet> {
+    let same = service
+        .source_ranges
         .iter()
-        .filter(move |ingress| balanced && ingress.ip_mode.as_deref() != Some("Proxy"))
-        .filter_map(|ingress| ingress.ip.parse().ok())
-}
-
-fn source_ranges(spec: &super::object::ServiceSpec, family: Family) -> Vec<IpNet> {
-    let parsed = spec
-        .load_balancer_source_ranges
-        .iter()
-        .filter_map(|text| text.trim().parse::<IpNet>().ok());
-    let ranges: Vec<IpNet> = parsed
-        .filter(|range| family_of(range.addr()) == family)
-        .collect();
-    let mut ranges = IpNet::aggregate(&ranges);
+        .copied()
+        .filter(|range| family_of(range.addr()) == family);
+    let mut ranges = IpNet::aggregate(&same.collect());
     ranges.sort_unstable();
     ranges
-}
-
-/// Upstream's default is three hours.
-fn affinity(spec: &super::object::ServiceSpec) -> Option<Affinity> {
-    const DEFAULT_SECONDS: u32 = 10_800;
-    if spec.session_affinity.as_deref() != Some("ClientIP") {
-        return None;
-    }
-    let config = spec
-        .session_affinity_config
-        .as_ref()
-        .and_then(|config| config.client_ip.as_ref());
-    let seconds = config
-        .and_then(|config| config.timeout_seconds)
-        .unwrap_or(DEFAULT_SECONDS);
-    Some(Affinity {
-        seconds: seconds.clamp(1, 86_400),
-    })
 }
 
 /// The endpoints that the slices have for a port. An endpoint may stand in two slices while it moves between them: the
 /// better word about it holds.
 fn candidates<'a>(
-    slices: impl Iterator<Item = &'a EndpointSlice>,
-    port: &super::object::Port,
-    protocol: Protocol,
+    slices: impl Iterator<Item = &'a SliceFacts>,
+    port: &PortFacts,
     family: Family,
-    node: &NodeFacts,
 ) -> Vec<Candidate> {
-    let wanted = if family == Family::Ip6 {
-        "IPv6"
-    } else {
-        "IPv4"
-    };
     let mut found: Vec<Candidate> = Vec::new();
-    for slice in slices.filter(|slice| slice.address_type == wanted) {
-        let port = slice.ports.iter().find(|candidate| {
-            candidate.name.as_deref().unwrap_or_default() == port.name
-                && Protocol::parse(candidate.protocol.as_deref()) == Some(protocol)
-        });
-        let Some(port) = port.and_then(|port| port.port) else {
+    for slice in slices.filter(|slice| slice.ipv6 == (family == Family::Ip6)) {
+        let same = |(name, protocol, _): &&(Box<str>, Protocol, u16)| {
+            *name == port.name && *protocol == port.protocol
+        };
+        let Some((_, _, number)) = slice.ports.iter().find(same) else {
             continue;
         };
-        found.extend(
-            slice
-                .endpoints
-                .iter()
-                .filter_map(|endpoint| candidate(endpoint, port, node)),
-        );
+        found.extend(slice.endpoints.iter().map(|endpoint| Candidate {
+            address: SocketAddr::new(endpoint.address, *number),
+            ready: endpoint.ready,
+            serving: endpoint.serving,
+            terminating: endpoint.terminating,
+            local: endpoint.local,
+            hints: endpoint.hints.clone(),
+        }));
     }
-    let rank = |c: &Candidate| (c.address, !c.ready, !c.serving, c.terminating);
-    found.sort_by_key(rank);
+    found.sort_by_key(|c: &Candidate| (c.address, !c.ready, !c.serving, c.terminating));
     found.dedup_by_key(|candidate| candidate.address);
     found
-}
-
-fn candidate(endpoint: &super::object::Endpoint, port: u16, node: &NodeFacts) -> Option<Candidate> {
-    let address: IpAddr = endpoint.addresses.first()?.parse().ok()?;
-    let ready = endpoint.conditions.ready.unwrap_or(true);
-    let names = |list: &[super::object::Named]| {
-        list.iter()
-            .map(|named| named.name.clone())
-            .collect::<Arc<[String]>>()
-    };
-    Some(Candidate {
-        address: SocketAddr::new(address, port),
-        ready,
-        serving: endpoint.conditions.serving.unwrap_or(ready),
-        terminating: endpoint.conditions.terminating.unwrap_or(false),
-        local: endpoint.node_name.as_deref() == Some(&node.name),
-        zones: endpoint.hints.as_ref().map_or_else(
-            || Arc::new([]) as Arc<[String]>,
-            |hints| names(&hints.for_zones),
-        ),
-        nodes: endpoint.hints.as_ref().map_or_else(
-            || Arc::new([]) as Arc<[String]>,
-            |hints| names(&hints.for_nodes),
-        ),
-    })
 }
 
 #[cfg(test)]

@@ -1,35 +1,38 @@
 //! Which Services a change of an object concerns, and each Service's objects.
 
-use super::ServiceName;
-use super::object::{EndpointSlice, Service};
-use super::resolve::{NodeFacts, ResolvedService, resolve};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-/// The label that says whose slice it is.
-const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+use super::facts::{NodeFacts, ServiceFacts, SliceFacts};
+use super::resolve::{ResolvedService, resolve};
+use super::{ServiceName, SliceName};
+use std::collections::{BTreeSet, HashMap};
 
 /// A change of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// A Service was added or changed.
-    Service(Box<Service>),
+    Service(ServiceName, Box<ServiceFacts>),
     /// A Service is gone.
     ServiceGone(ServiceName),
-    /// A slice was added or changed.
-    Slice(Box<EndpointSlice>),
-    /// A slice is gone: namespace and name.
-    SliceGone(String, String),
+    /// A slice of a Service was added or changed; it may have been another's before.
+    Slice(SliceName, ServiceName, Box<SliceFacts>),
+    /// A slice is gone, or is no Service's any more.
+    SliceGone(SliceName),
     /// The node's facts.
     Node(NodeFacts),
+}
+
+/// All that is known about a Service. A slice may be known before its Service.
+#[derive(Debug, Default)]
+struct Known {
+    service: Option<Box<ServiceFacts>>,
+    slices: Vec<(SliceName, Box<SliceFacts>)>,
 }
 
 /// All objects, by Service, and the Services that changed since they were last taken.
 #[derive(Debug, Default)]
 pub struct Tracker {
-    services: HashMap<ServiceName, Service>,
-    slices: HashMap<ServiceName, BTreeMap<String, EndpointSlice>>,
-    /// Whose slice it was when it was seen last: a label may change.
-    owners: HashMap<(String, String), ServiceName>,
+    known: HashMap<ServiceName, Known>,
+    /// Whose slice it is.
+    owners: HashMap<SliceName, ServiceName>,
     node: NodeFacts,
     dirty: BTreeSet<ServiceName>,
 }
@@ -48,68 +51,81 @@ impl Tracker {
         &self.node
     }
 
-    /// Takes a change.
+    /// Takes a change. What is known already changes nothing.
     pub fn apply(&mut self, change: Change) {
         match change {
-            Change::Service(service) => {
-                let name = ServiceName::new(&service.metadata.namespace, &service.metadata.name);
-                // A list repeats what is known.
-                if self.services.get(&name) != Some(&service) {
-                    self.dirty.insert(name.clone());
-                    self.services.insert(name, *service);
-                }
-            }
-            Change::ServiceGone(name) => {
-                if self.services.remove(&name).is_some() {
+            Change::Service(name, facts) => {
+                let known = self.known.entry(name.clone()).or_default();
+                if known.service.as_ref() != Some(&facts) {
+                    known.service = Some(facts);
                     self.dirty.insert(name);
                 }
             }
-            Change::Slice(slice) => self.apply_slice(*slice),
-            Change::SliceGone(namespace, name) => self.remove_slice((namespace, name)),
+            Change::ServiceGone(name) => {
+                if self
+                    .known
+                    .get_mut(&name)
+                    .is_some_and(|known| known.service.take().is_some())
+                {
+                    self.forget_if_empty(&name);
+                    self.dirty.insert(name);
+                }
+            }
+            Change::Slice(slice, owner, facts) => self.apply_slice(slice, owner, facts),
+            Change::SliceGone(slice) => self.remove_slice(&slice),
             Change::Node(node) => {
                 if node != self.node {
                     self.node = node;
-                    self.dirty.extend(self.services.keys().cloned());
+                    self.dirty.extend(self.known.keys().cloned());
                 }
             }
         }
     }
 
-    fn apply_slice(&mut self, slice: EndpointSlice) {
-        let key = (
-            slice.metadata.namespace.clone(),
-            slice.metadata.name.clone(),
-        );
-        let owner = slice
-            .metadata
-            .labels
-            .get(SERVICE_NAME_LABEL)
-            .filter(|name| !name.is_empty());
-        let owner = owner.map(|name| ServiceName::new(&slice.metadata.namespace, name));
-        if self.owners.get(&key) != owner.as_ref() {
-            self.remove_slice(key.clone());
+    fn apply_slice(&mut self, slice: SliceName, owner: ServiceName, facts: Box<SliceFacts>) {
+        if self
+            .owners
+            .get(&slice)
+            .is_some_and(|before| *before != owner)
+        {
+            self.remove_slice(&slice);
         }
-        let Some(owner) = owner else { return };
-        let slices = self.slices.entry(owner.clone()).or_default();
-        if slices.get(&key.1) == Some(&slice) {
-            return;
-        }
-        slices.insert(key.1.clone(), slice);
-        self.owners.insert(key, owner.clone());
-        self.dirty.insert(owner);
-    }
-
-    fn remove_slice(&mut self, key: (String, String)) {
-        let Some(owner) = self.owners.remove(&key) else {
-            return;
-        };
-        if let Some(slices) = self.slices.get_mut(&owner) {
-            slices.remove(&key.1);
-            if slices.is_empty() {
-                self.slices.remove(&owner);
+        // The name is kept once, whoever named it first.
+        let owner = self
+            .known
+            .get_key_value(&owner)
+            .map_or(owner.clone(), |(name, _)| name.clone());
+        let slices = &mut self.known.entry(owner.clone()).or_default().slices;
+        match slices.iter_mut().find(|(name, _)| *name == slice) {
+            Some((_, before)) if *before == facts => return,
+            Some((_, before)) => *before = facts,
+            None => {
+                slices.push((slice.clone(), facts));
+                self.owners.insert(slice, owner.clone());
             }
         }
         self.dirty.insert(owner);
+    }
+
+    fn remove_slice(&mut self, slice: &SliceName) {
+        let Some(owner) = self.owners.remove(slice) else {
+            return;
+        };
+        if let Some(known) = self.known.get_mut(&owner) {
+            known.slices.retain(|(name, _)| name != slice);
+        }
+        self.forget_if_empty(&owner);
+        self.dirty.insert(owner);
+    }
+
+    fn forget_if_empty(&mut self, name: &ServiceName) {
+        if self
+            .known
+            .get(name)
+            .is_some_and(|known| known.service.is_none() && known.slices.is_empty())
+        {
+            self.known.remove(name);
+        }
     }
 
     /// The Services that changed since the last call, in order.
@@ -124,30 +140,30 @@ impl Tracker {
 
     /// What this node has to do for a Service; `None` if there is no such Service.
     pub fn resolve(&self, name: &ServiceName) -> Option<ResolvedService> {
-        let service = self.services.get(name)?;
-        let slices = self.slices.get(name).into_iter().flat_map(BTreeMap::values);
-        Some(resolve(name, service, slices, &self.node))
+        let known = self.known.get(name)?;
+        let slices = known.slices.iter().map(|(_, facts)| &**facts);
+        Some(resolve(name, known.service.as_ref()?, slices, &self.node))
     }
 
-    /// How many Services and slices there are.
-    pub fn counts(&self) -> (usize, usize) {
-        (self.services.len(), self.owners.len())
+    /// The Services that are known.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.known
+            .iter()
+            .filter(|(_, known)| known.service.is_some())
+            .map(|(name, _)| name)
     }
 
-    /// The names of all Services that are known, and of all slices (namespace, name): what a new list lacks is gone.
-    pub fn known(
-        &self,
-    ) -> (
-        impl Iterator<Item = &ServiceName>,
-        impl Iterator<Item = &(String, String)>,
-    ) {
-        (self.services.keys(), self.owners.keys())
+    /// The slices that are known.
+    pub fn slices(&self) -> impl Iterator<Item = &SliceName> {
+        self.owners.keys()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::object::{EndpointSlice, Service};
+    use crate::source::Followed;
     use serde_json::json;
 
     fn service(name: &str) -> Change {
@@ -155,7 +171,9 @@ mod tests {
             "metadata": { "namespace": "default", "name": name },
             "spec": { "clusterIP": "10.96.0.7", "ports": [{ "port": 80 }] }
         });
-        Change::Service(serde_json::from_value(service).expect("service"))
+        serde_json::from_value::<Service>(service)
+            .expect("service")
+            .changed("here")
     }
 
     fn slice(name: &str, owner: &str, address: &str) -> Change {
@@ -165,7 +183,9 @@ mod tests {
             },
             "addressType": "IPv4", "endpoints": [{ "addresses": [address] }], "ports": [{ "port": 8080 }]
         });
-        Change::Slice(serde_json::from_value(slice).expect("slice"))
+        serde_json::from_value::<EndpointSlice>(slice)
+            .expect("slice")
+            .changed("here")
     }
 
     fn endpoints(tracker: &Tracker, name: &str) -> usize {
@@ -208,7 +228,7 @@ mod tests {
         tracker.apply(slice("s2", "a", "10.0.0.2"));
         tracker.apply(service("a"));
         assert_eq!(endpoints(&tracker, "a"), 2);
-        tracker.apply(Change::SliceGone("default".into(), "s1".into()));
+        tracker.apply(Change::SliceGone(SliceName::new("default", "s1")));
         assert_eq!(endpoints(&tracker, "a"), 1);
         tracker.apply(Change::ServiceGone(ServiceName::new("default", "a")));
         assert_eq!(tracker.resolve(&ServiceName::new("default", "a")), None);

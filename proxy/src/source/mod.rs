@@ -8,7 +8,7 @@ mod watch;
 pub use watch::{follow, list};
 
 use crate::service::object::{EndpointSlice, Metadata, Node, Service};
-use crate::service::{Change, NodeFacts, ServiceName};
+use crate::service::{Change, NodeFacts, ServiceFacts, ServiceName, SliceFacts, SliceName};
 use serde::de::DeserializeOwned;
 use std::time::Instant;
 
@@ -38,10 +38,10 @@ pub trait Followed: DeserializeOwned + Clone + Send + 'static {
     const KIND: Kind;
     /// Its metadata.
     fn metadata(&self) -> &Metadata;
-    /// It was added or changed.
-    fn changed(self) -> Change;
+    /// It was added or changed; `node` is this node's name.
+    fn changed(&self, node: &str) -> Change;
     /// It was deleted.
-    fn gone(self) -> Change;
+    fn gone(&self) -> Change;
 }
 
 impl Followed for Service {
@@ -51,11 +51,12 @@ impl Followed for Service {
         &self.metadata
     }
 
-    fn changed(self) -> Change {
-        Change::Service(Box::new(self))
+    fn changed(&self, _node: &str) -> Change {
+        let name = ServiceName::new(&self.metadata.namespace, &self.metadata.name);
+        Change::Service(name, Box::new(ServiceFacts::of(self)))
     }
 
-    fn gone(self) -> Change {
+    fn gone(&self) -> Change {
         Change::ServiceGone(ServiceName::new(
             &self.metadata.namespace,
             &self.metadata.name,
@@ -70,12 +71,18 @@ impl Followed for EndpointSlice {
         &self.metadata
     }
 
-    fn changed(self) -> Change {
-        Change::Slice(Box::new(self))
+    fn changed(&self, node: &str) -> Change {
+        match (SliceFacts::names(self), SliceFacts::of(self, node)) {
+            ((name, Some(owner)), Some(facts)) => Change::Slice(name, owner, Box::new(facts)),
+            ((name, _), _) => Change::SliceGone(name),
+        }
     }
 
-    fn gone(self) -> Change {
-        Change::SliceGone(self.metadata.namespace, self.metadata.name)
+    fn gone(&self) -> Change {
+        Change::SliceGone(SliceName::new(
+            &self.metadata.namespace,
+            &self.metadata.name,
+        ))
     }
 }
 
@@ -86,28 +93,23 @@ impl Followed for Node {
         &self.metadata
     }
 
-    fn changed(self) -> Change {
+    fn changed(&self, _node: &str) -> Change {
         const ZONE: &str = "topology.kubernetes.io/zone";
-        let mut addresses: Vec<(bool, std::net::IpAddr)> = self
-            .status
-            .addresses
-            .iter()
-            .filter(|address| matches!(address.kind.as_str(), "InternalIP" | "ExternalIP"))
-            .filter_map(|address| {
-                Some((address.kind != "InternalIP", address.address.parse().ok()?))
-            })
-            .collect();
-        addresses.sort_by_key(|(external, _)| *external);
+        let addresses = || self.status.addresses.iter();
+        let of_kind = |kind| {
+            let same = addresses().filter(move |address| address.kind == kind);
+            same.filter_map(|address| address.address.parse().ok())
+        };
         Change::Node(NodeFacts {
             zone: self.metadata.labels.get(ZONE).cloned().unwrap_or_default(),
-            name: self.metadata.name,
-            addresses: addresses.into_iter().map(|(_, address)| address).collect(),
+            name: self.metadata.name.clone(),
+            addresses: of_kind("InternalIP").chain(of_kind("ExternalIP")).collect(),
         })
     }
 
     /// The proxy goes on with what it knew.
-    fn gone(self) -> Change {
-        self.changed()
+    fn gone(&self) -> Change {
+        self.changed("")
     }
 }
 

@@ -40,14 +40,19 @@ enum End {
 
 /// Follows the objects at a path (with its selector as query) until nobody listens. Errors are retried with growing,
 /// jittered delays.
-pub async fn follow<K: Followed>(client: kube::Client, path: String, to: Sender<Update>) {
+pub async fn follow<K: Followed>(
+    client: kube::Client,
+    path: String,
+    node: String,
+    to: Sender<Update>,
+) {
     let mut delay = SHORTEST_DELAY;
     let mut version: Option<String> = None;
     loop {
         let known = version.take();
         let end = match known {
-            Some(version) => watch::<K>(&client, &path, version, &to).await,
-            None => list_to::<K>(&client, &path, &to).await,
+            Some(version) => watch::<K>(&client, &path, &node, version, &to).await,
+            None => list_to::<K>(&client, &path, &node, &to).await,
         };
         match end {
             Ok(End::Closed) => return,
@@ -98,13 +103,14 @@ type Failed = (kube::Error, Option<String>);
 pub async fn list<K: Followed>(
     client: &kube::Client,
     path: &str,
+    node: &str,
 ) -> Result<(Update, String), kube::Error> {
     let mut changes = Vec::new();
     let mut next = String::new();
     loop {
         let uri = format!("{path}&limit={PAGE}{next}");
         let page: List<K> = client.request(request(&uri)?).await?;
-        changes.extend(page.items.into_iter().map(K::changed));
+        changes.extend(page.items.iter().map(|object| object.changed(node)));
         if page.metadata.next.is_empty() {
             return Ok((
                 Update::List(K::KIND, changes),
@@ -118,9 +124,10 @@ pub async fn list<K: Followed>(
 async fn list_to<K: Followed>(
     client: &kube::Client,
     path: &str,
+    node: &str,
     to: &Sender<Update>,
 ) -> Result<End, Failed> {
-    let (update, version) = list::<K>(client, path)
+    let (update, version) = list::<K>(client, path, node)
         .await
         .map_err(|error| (error, None))?;
     Ok(if to.send(update).is_ok() {
@@ -133,6 +140,7 @@ async fn list_to<K: Followed>(
 async fn watch<K: Followed>(
     client: &kube::Client,
     path: &str,
+    node: &str,
     from: String,
     to: &Sender<Update>,
 ) -> Result<End, Failed> {
@@ -151,7 +159,7 @@ async fn watch<K: Followed>(
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         match event {
-            Ok(event) => match take(event, &mut version, to) {
+            Ok(event) => match take(event, node, &mut version, to) {
                 ControlFlow::Continue(()) => {}
                 ControlFlow::Break(end) => return end.map_err(|error| (error, Some(version))),
             },
@@ -163,6 +171,7 @@ async fn watch<K: Followed>(
 
 fn take<K: Followed>(
     event: WatchEvent<K>,
+    node: &str,
     version: &mut String,
     to: &Sender<Update>,
 ) -> ControlFlow<Result<End, kube::Error>> {
@@ -182,7 +191,7 @@ fn take<K: Followed>(
     let change = if gone {
         object.gone()
     } else {
-        object.changed()
+        object.changed(node)
     };
     match to.send(Update::Change(change, Instant::now())) {
         Ok(()) => ControlFlow::Continue(()),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::service::object::{EndpointSlice, Service};
 use serde_json::{Value, json};
 
 fn resolved(spec: Value, status: Value) -> ResolvedService {
@@ -13,12 +14,13 @@ fn resolved(spec: Value, status: Value) -> ResolvedService {
             "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }, { "name": "dns", "port": 53, "protocol": "UDP" }]
         })
     };
-    let slices: Vec<EndpointSlice> = [
+    let slices: Vec<SliceFacts> = [
         slice("a", "IPv4", "10.0.0.1"),
         slice("b", "IPv6", "fd00::1"),
     ]
     .into_iter()
     .map(|slice| serde_json::from_value(slice).expect("slice"))
+    .map(|slice: EndpointSlice| SliceFacts::of(&slice, "here").expect("addresses"))
     .collect();
     let node = NodeFacts {
         name: "here".into(),
@@ -26,7 +28,7 @@ fn resolved(spec: Value, status: Value) -> ResolvedService {
     };
     resolve(
         &ServiceName::new("ns", "web"),
-        &service,
+        &ServiceFacts::of(&service),
         slices.iter(),
         &node,
     )
