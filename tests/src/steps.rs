@@ -42,7 +42,9 @@ pub fn test(names: &[&str]) -> anyhow::Result<bool> {
                 Ok(outcome)
             });
         }
-        tally.always("kubectl-end", e2e::end_shared_cluster);
+        if e2e::shared_cluster_runs() {
+            tally.always("kubectl-end", e2e::end_shared_cluster);
+        }
     }
     Ok(tally.close())
 }

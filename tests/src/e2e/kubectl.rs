@@ -96,6 +96,11 @@ pub fn scenarios() -> Vec<Scenario> {
     }
 }
 
+/// Whether the cluster that the verbs share was started and not stopped yet.
+pub fn cluster_runs() -> bool {
+    CLUSTER.lock().is_ok_and(|cluster| cluster.is_some())
+}
+
 /// Stops the cluster that the verbs shared, if one was started; nothing of it may be left.
 pub fn end() -> anyhow::Result<Outcome> {
     match CLUSTER

@@ -4,6 +4,7 @@ mod demo;
 mod kubectl;
 mod refusals;
 mod restart;
+mod vm;
 
 use std::path::Path;
 
@@ -44,7 +45,17 @@ pub fn scenarios() -> Vec<Scenario> {
         },
     ];
     all.extend(kubectl::scenarios());
+    all.push(Scenario {
+        name: "vm-demo",
+        shares_cluster: false,
+        run: vm::demo,
+    });
+    all.push(Scenario {
+        name: "vm-limits",
+        shares_cluster: false,
+        run: vm::limits,
+    });
     all
 }
 
-pub use kubectl::end as end_shared_cluster;
+pub use kubectl::{cluster_runs as shared_cluster_runs, end as end_shared_cluster};
