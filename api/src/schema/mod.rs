@@ -2,8 +2,8 @@
 //!
 //! Decoding protobuf, finding unknown fields, strategic merge patch, server-side apply and OpenAPI's `x-kubernetes-*`
 //! extensions are all generic over this one set of facts, which upstream states as tags and markers in
-//! `k8s.io/api/*/types.go`. The facts are in `tables/`, one file for each API group and version, and become static
-//! data at build time. A table's lines:
+//! `k8s.io/api/*/types.go`; these are those of v0.36.3. The facts are in `tables/`, one file for each API group and
+//! version, and become static data at build time. A table's lines:
 //!
 //! ```text
 //! Container                                              a type; "atomic" after it: apply replaces it whole
