@@ -13,6 +13,7 @@ pub mod conntrack;
 pub mod credential;
 pub mod features;
 pub mod keyring;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;

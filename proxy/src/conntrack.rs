@@ -6,7 +6,7 @@ use crate::service::{Protocol, ServiceName};
 use crate::table::FamilyTable;
 use linux::conntrack::Entry;
 use linux::nftables::{Family, Socket};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 /// Where packets of one protocol may be going, by where they were sent.
@@ -97,16 +97,4 @@ fn delete_of(
         }
     }
     stale.len()
-}
-
-/// Services of a set whose connections have to be looked at: those with ports of a protocol without handshake.
-pub fn concerns(before: &[(ServiceName, Option<Programmed>)], table: &FamilyTable) -> bool {
-    let has = |state: &Programmed| state.ports().any(|port| port.protocol != Protocol::Tcp);
-    let names: BTreeSet<&ServiceName> = before.iter().map(|(name, _)| name).collect();
-    before
-        .iter()
-        .any(|(_, state)| state.as_ref().is_some_and(has))
-        || names
-            .into_iter()
-            .any(|name| table.model().get(name).is_some_and(has))
 }

@@ -2,12 +2,11 @@
 
 use crate::config::Config;
 use crate::service::object::{EndpointSlice, Node, Service};
-use crate::service::{NodeFacts, ResolvedService, ServiceName, Tracker};
+use crate::service::{NodeFacts, Tracker};
 use crate::source::{self, Update};
 use crate::table::FamilyTable;
 use crate::worker::node_port_networks;
 use linux::nftables::Family;
-use std::collections::BTreeMap;
 
 /// What `nft list table` would print on this node if its proxy had just started, for both families. (An address in a
 /// slot may differ from a running proxy's, which keeps the slots that it dealt before.)
@@ -30,20 +29,13 @@ pub async fn dump(config: &Config, client: &kube::Client) -> Result<String, kube
             changes.into_iter().for_each(|change| tracker.apply(change));
         }
     }
-    let resolved: BTreeMap<ServiceName, Option<ResolvedService>> = tracker
-        .take_changed()
-        .into_iter()
-        .map(|name| (name.clone(), tracker.resolve(&name)))
-        .collect();
+    let changed = tracker.take_changed();
     let text = |family| {
         let mut table =
             FamilyTable::new(family, config, node_port_networks(config, tracker.node()));
-        table.expect(
-            resolved
-                .iter()
-                .map(|(name, resolved)| (name, resolved.as_ref()))
-                .collect(),
-        );
+        for name in &changed {
+            table.expect(name, tracker.resolve(name).as_ref());
+        }
         table.text()
     };
     Ok(format!("{}\n{}", text(Family::Ip), text(Family::Ip6)))

@@ -7,13 +7,15 @@ use crate::table::{FamilyTable, Outcome};
 use crate::{conntrack, sysctl};
 use ipnet::IpNet;
 use linux::nftables::{BatchError, Family, Socket};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// A sync of more Services than this leaves memory behind that is worth giving back.
+const MANY: usize = 500;
 /// With nothing to retry the thread sleeps until there is news.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -183,17 +185,16 @@ impl Worker {
         if changed.is_empty() && self.started {
             return Ok(());
         }
-        let resolved: BTreeMap<ServiceName, Option<ResolvedService>> = changed
-            .into_iter()
-            .map(|name| (name.clone(), self.tracker.resolve(&name)))
-            .collect();
         let outcome = if self.started {
-            self.apply(&resolved)
+            self.apply(&changed)
         } else {
-            self.start(&resolved)?
+            self.start(&changed)?
         };
         self.last_sync = Some(Instant::now());
-        self.note(&resolved, outcome, since);
+        self.note(&changed, outcome, since);
+        if changed.len() > MANY {
+            linux::memory::trim();
+        }
         Ok(())
     }
 
@@ -211,29 +212,33 @@ impl Worker {
     }
 
     /// The first transaction. A kernel without IPv6 has only the other table.
-    fn start(
-        &mut self,
-        resolved: &BTreeMap<ServiceName, Option<ResolvedService>>,
-    ) -> Result<Outcome, Error> {
+    fn start(&mut self, changed: &BTreeSet<ServiceName>) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
-        let mut tables = Vec::new();
-        for mut table in std::mem::take(&mut self.tables) {
+        let mut tables = std::mem::take(&mut self.tables);
+        for table in &mut tables {
             let family = table.model().family();
-            let changes = resolved
-                .iter()
-                .map(|(name, resolved)| (name, resolved.as_ref()))
-                .collect();
             // The node's addresses came with the first list.
-            let networks = node_port_networks(&self.config, self.tracker.node());
-            table.expect_node_addresses(networks);
-            match table.start(&mut self.socket, changes) {
+            table.expect_node_addresses(node_port_networks(&self.config, self.tracker.node()));
+            table
+                .adopt(&mut self.socket)
+                .map_err(|source| Error::Table { family, source })?;
+        }
+        for name in changed {
+            let resolved = self.tracker.resolve(name);
+            for table in &mut tables {
+                outcome
+                    .waiting
+                    .extend(table.expect(name, resolved.as_ref()));
+            }
+        }
+        for mut table in tables {
+            let family = table.model().family();
+            match table.start(&mut self.socket) {
                 Ok(part) => {
-                    let all: Vec<_> = resolved.keys().map(|name| (name.clone(), None)).collect();
-                    if conntrack::concerns(&all, &table) {
-                        conntrack::delete_stale(&mut self.socket, &table, &all);
-                    }
                     outcome.join(part);
-                    tables.push(table);
+                    let all: Vec<_> = changed.iter().map(|name| (name.clone(), None)).collect();
+                    conntrack::delete_stale(&mut self.socket, &table, &all);
+                    self.tables.push(table);
                 }
                 Err(error) if family == Family::Ip6 && !table.is_needed() => {
                     tracing::warn!(%error, "no table for IPv6 could be made; going on without");
@@ -241,12 +246,14 @@ impl Worker {
                 Err(source) => return Err(Error::Table { family, source }),
             }
         }
-        self.tables = tables;
         self.started = true;
         Ok(outcome)
     }
 
-    fn apply(&mut self, resolved: &BTreeMap<ServiceName, Option<ResolvedService>>) -> Outcome {
+    fn apply(&mut self, changed: &BTreeSet<ServiceName>) -> Outcome {
+        let resolve = |name: &ServiceName| (name.clone(), self.tracker.resolve(name));
+        let resolved: Vec<(ServiceName, Option<ResolvedService>)> =
+            changed.iter().map(resolve).collect();
         let mut outcome = Outcome::default();
         for table in &mut self.tables {
             let changes = resolved
@@ -254,28 +261,21 @@ impl Worker {
                 .map(|(name, resolved)| (name, resolved.as_ref()))
                 .collect();
             let part = table.apply(&mut self.socket, changes);
-            if conntrack::concerns(&part.before, table) {
-                conntrack::delete_stale(&mut self.socket, table, &part.before);
-            }
+            conntrack::delete_stale(&mut self.socket, table, &part.before);
             outcome.join(part);
         }
         outcome
     }
 
     /// Remembers what was refused, and says what was done.
-    fn note(
-        &mut self,
-        resolved: &BTreeMap<ServiceName, Option<ResolvedService>>,
-        outcome: Outcome,
-        since: Instant,
-    ) {
+    fn note(&mut self, changed: &BTreeSet<ServiceName>, outcome: Outcome, since: Instant) {
         let refused: HashSet<&ServiceName> = outcome
             .failures
             .iter()
             .map(|failure| &failure.service)
             .collect();
         self.retries
-            .retain(|name, _| refused.contains(name) || !resolved.contains_key(name));
+            .retain(|name, _| refused.contains(name) || !changed.contains(name));
         for failure in &outcome.failures {
             let service = failure.service.as_str();
             tracing::error!(

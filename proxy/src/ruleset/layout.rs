@@ -62,6 +62,7 @@ impl Slots {
             slots[0] = slots.pop().flatten();
             drop_empty_end(&mut slots);
         }
+        slots.shrink_to_fit();
         Slots { class, slots }
     }
 

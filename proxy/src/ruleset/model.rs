@@ -92,7 +92,7 @@ impl List {
 struct PortState {
     port: ServicePort,
     cluster: List,
-    local: Option<List>,
+    local: Option<Box<List>>,
 }
 
 impl PortState {
@@ -153,7 +153,7 @@ impl PortState {
     fn frontend_entries(&self, add: &mut impl FnMut(SetName, Key, Value)) {
         let port = &self.port;
         let all = Value::List(self.cluster.id());
-        let local = self.local.as_ref().map(List::id);
+        let local = self.local.as_ref().map(|local| local.id());
         let inside = if port.internal_local {
             local.map_or(all, Value::List)
         } else {
@@ -179,7 +179,7 @@ impl PortState {
     }
 
     fn lists(&self) -> impl Iterator<Item = &List> {
-        std::iter::once(&self.cluster).chain(&self.local)
+        std::iter::once(&self.cluster).chain(self.local.as_deref())
     }
 
     fn claims(&self) -> impl Iterator<Item = Claim> {
@@ -195,7 +195,7 @@ impl PortState {
 /// A Service as it is programmed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Programmed {
-    ports: Vec<PortState>,
+    ports: Box<[PortState]>,
 }
 
 impl Programmed {
@@ -324,7 +324,7 @@ impl Model {
 
     /// The timeouts of the affinities that are in use, in seconds.
     pub fn affinities(&self) -> BTreeSet<u32> {
-        let ports = self.services.values().flat_map(|service| &service.ports);
+        let ports = self.services.values().flat_map(|service| &*service.ports);
         ports.filter_map(|state| state.cluster.affinity).collect()
     }
 
@@ -338,7 +338,7 @@ impl Model {
         let before = self.services.get(name).cloned().unwrap_or_default();
         let family = self.family;
         let ports = resolved.ports.iter().filter(|port| port.family == family);
-        let ports: Vec<PortState> = ports
+        let ports: Box<[PortState]> = ports
             .filter_map(|port| self.plan_port(name, port, &before))
             .collect();
         (!ports.is_empty()).then_some(Programmed { ports })
@@ -378,7 +378,7 @@ impl Model {
                 &port,
                 "local",
                 &port.local,
-                before.and_then(|state| state.local.as_ref()),
+                before.and_then(|state| state.local.as_deref()),
             )
         });
         // What is programmed is in the lists now.
@@ -387,7 +387,7 @@ impl Model {
         Some(PortState {
             port,
             cluster,
-            local,
+            local: local.map(Box::new),
         })
     }
 

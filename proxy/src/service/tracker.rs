@@ -100,6 +100,8 @@ impl Tracker {
             Some((_, before)) if *before == facts => return,
             Some((_, before)) => *before = facts,
             None => {
+                // Most Services have one.
+                slices.reserve_exact(1);
                 slices.push((slice.clone(), facts));
                 self.owners.insert(slice, owner.clone());
             }

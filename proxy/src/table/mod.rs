@@ -76,25 +76,41 @@ impl FamilyTable {
     }
 
     /// The table as `nft list table` prints it.
-    pub fn text(&self) -> String {
+    pub fn text(&mut self) -> String {
+        self.rebuild_skeleton(BTreeSet::new());
         crate::ruleset::text::format_table(&self.skeleton, self.model.entries())
     }
 
-    /// Makes the kernel's table what these Services need, whatever it holds now: an earlier proxy's elements are kept
-    /// where they are right.
+    /// Begins a start: looks how the kernel's table has laid out its endpoints, so that the Services that
+    /// [`FamilyTable::expect`] adds keep their places.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn adopt(&mut self, socket: &mut Socket) -> Result<(), BatchError> {
+        self.model.adopt(self.found(socket)?);
+        Ok(())
+    }
+
+    /// Lets the model hold a Service, without the kernel. Returns those that waited for what it had.
+    pub fn expect(
+        &mut self,
+        name: &ServiceName,
+        resolved: Option<&ResolvedService>,
+    ) -> BTreeSet<ServiceName> {
+        let next = self.model.plan(name, resolved);
+        let (_, before) = self.model.replace(name, next);
+        self.model.settle(name, before)
+    }
+
+    /// Ends a start: makes the kernel's table what the model says, whatever it holds now. An earlier proxy's elements
+    /// are kept where they are right.
     ///
     /// # Errors
     /// What the kernel says to the table as such; a Service that it refuses is in the outcome.
-    pub fn start(
-        &mut self,
-        socket: &mut Socket,
-        services: Changes<'_>,
-    ) -> Result<Outcome, BatchError> {
-        self.model.adopt(self.found(socket)?);
-        let mut outcome = Outcome {
-            waiting: self.expect(services),
-            ..Outcome::default()
-        };
+    pub fn start(&mut self, socket: &mut Socket) -> Result<Outcome, BatchError> {
+        self.model.adopt(Found::new());
+        self.rebuild_skeleton(BTreeSet::new());
+        let mut outcome = Outcome::default();
         loop {
             match self.repair(socket) {
                 Ok(changes) => {
@@ -114,19 +130,6 @@ impl FamilyTable {
                 }
             }
         }
-    }
-
-    /// Lets the model hold these Services, without the kernel. Returns those that others keep something from.
-    pub fn expect(&mut self, services: Changes<'_>) -> BTreeSet<ServiceName> {
-        let mut waiting = BTreeSet::new();
-        for (name, resolved) in services {
-            let next = self.model.plan(name, resolved);
-            let (_, before) = self.model.replace(name, next);
-            waiting.extend(self.model.settle(name, before));
-        }
-        self.model.adopt(Found::new());
-        self.rebuild_skeleton(BTreeSet::new());
-        waiting
     }
 
     /// Applies changes of Services in one transaction. If the kernel refuses it, the table is checked and repaired,
