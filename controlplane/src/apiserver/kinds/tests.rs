@@ -1,7 +1,9 @@
 //! What all kinds have in common, and what users see of each.
 
+use api::apply::{Manager, apply, record_update};
 use api::field::aggregate;
 use api::schema::{Struct, decode};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::kind::Kind;
@@ -378,4 +380,117 @@ fn a_services_type_takes_its_own_fields_along_when_it_goes() {
     (kind("Service").prepare_update)(&mut new, &old);
     assert!(new["spec"].get("externalTrafficPolicy").is_none());
     assert!((kind("Service").validate)(&new).is_empty());
+}
+
+/// Objects with something in most of the places that rules and defaults look at.
+fn samples() -> Vec<(&'static str, Value)> {
+    let spec = json!({
+        "containers": [{
+            "name": "a", "image": "i:1", "command": ["x"], "ports": [{"name": "http", "containerPort": 80, "hostPort": 80}],
+            "env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+            "envFrom": [{"configMapRef": {"name": "c"}}],
+            "resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "500m"}},
+            "volumeMounts": [{"name": "v", "mountPath": "/v", "subPath": "s"}],
+            "livenessProbe": {"httpGet": {"port": "http", "httpHeaders": [{"name": "X", "value": "y"}]}},
+            "lifecycle": {"preStop": {"exec": {"command": ["x"]}}},
+            "securityContext": {"runAsUser": 1, "seccompProfile": {"type": "RuntimeDefault"}}
+        }],
+        "initContainers": [{"name": "s", "image": "i", "restartPolicy": "Always"}],
+        "volumes": [
+            {"name": "v", "projected": {"sources": [{"downwardAPI": {"items": [{"path": "p", "fieldRef": {"fieldPath": "metadata.uid"}}]}}]}},
+            {"name": "w", "configMap": {"name": "c", "items": [{"key": "k", "path": "p"}]}}
+        ],
+        "tolerations": [{"key": "k", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 3}],
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]}]}}},
+        "dnsConfig": {"nameservers": ["1.1.1.1"], "options": [{"name": "x"}]}, "securityContext": {"sysctls": [{"name": "a", "value": "b"}]}
+    });
+    let mut status = pod(spec.clone());
+    status["status"] = json!({
+        "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
+        "containerStatuses": [{"name": "a", "restartCount": 1, "state": {"waiting": {"reason": "x"}}, "lastState": {"terminated": {"exitCode": 1, "finishedAt": "2026-01-01T00:00:00Z"}}}]
+    });
+    let mut workload = deployment();
+    workload["spec"]["template"]["spec"] = spec;
+    let meta = json!({"name": "n", "namespace": "default", "labels": {"a": "b"}, "ownerReferences": [{"apiVersion": "v1", "kind": "K", "name": "n", "uid": "u"}], "finalizers": ["a/b"]});
+    vec![
+        ("Pod", status),
+        ("Deployment", workload),
+        (
+            "Service",
+            json!({"metadata": meta, "spec": {"type": "NodePort", "clusterIPs": ["10.0.0.1"], "ports": [{"name": "a", "port": 80, "nodePort": 30000, "targetPort": "http"}], "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 1}}}}),
+        ),
+        (
+            "Node",
+            json!({"metadata": {"name": "n"}, "spec": {"taints": [{"key": "a", "effect": "NoSchedule"}], "podCIDRs": ["10.0.0.0/24"]}, "status": {"capacity": {"cpu": "1"}, "addresses": [{"type": "InternalIP", "address": "1"}]}}),
+        ),
+        (
+            "EndpointSlice",
+            json!({"metadata": meta, "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}], "ports": [{"name": "a", "port": 80}]}),
+        ),
+        (
+            "Event",
+            json!({"metadata": meta, "involvedObject": {"kind": "Pod", "namespace": "default"}, "series": {"count": 2}, "count": 1}),
+        ),
+        (
+            "Secret",
+            json!({"metadata": meta, "data": {"a": "YQ=="}, "stringData": {"b": "c"}, "immutable": true}),
+        ),
+    ]
+}
+
+/// The `at`-th of all places in a value, counted from the root.
+fn place(value: &mut Value, at: usize) -> Option<&mut Value> {
+    fn walk<'a>(value: &'a mut Value, left: &mut usize) -> Option<&'a mut Value> {
+        if *left == 0 {
+            return Some(value);
+        }
+        *left -= 1;
+        match value {
+            Value::Object(map) => map.values_mut().find_map(|v| walk(v, left)),
+            Value::Array(list) => list.iter_mut().find_map(|v| walk(v, left)),
+            _ => None,
+        }
+    }
+    let mut left = at;
+    walk(value, &mut left)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+    #[test]
+    fn nothing_that_a_client_sends_makes_a_rule_panic(
+        sample in 0..7usize,
+        changes in prop::collection::vec((1..160usize, 0..11usize), 1..4),
+    ) {
+        let (name, original) = samples().swap_remove(sample);
+        let odd = [
+            json!(null), json!({}), json!([]), json!(""), json!("x"), json!("1Gi"), json!(0), json!(-1), json!(65536), json!(true), json!([{}]),
+        ];
+        let mut object = original.clone();
+        for (at, value) in changes {
+            if let Some(place) = place(&mut object, at) {
+                *place = odd[value].clone();
+            }
+        }
+        let kind = kind(name);
+        let ty = Struct::find(kind.schema).expect(kind.schema);
+        // What has a wrong type goes no further.
+        if decode(ty, &mut object).is_ok() {
+            let old = created(name, original);
+            (kind.default)(&mut object);
+            let mut new = object.clone();
+            (kind.prepare_create)(&mut new);
+            let _ = aggregate(&(kind.validate)(&new));
+            let mut changed = object.clone();
+            (kind.prepare_update)(&mut changed, &old);
+            let _ = aggregate(&(kind.validate_update)(&changed, &old));
+            let mut status = object.clone();
+            (kind.prepare_status_update)(&mut status, &old);
+            prop_assert_eq!((kind.row)(&object, jiff::Timestamp::UNIX_EPOCH).len(), kind.columns.len());
+            let manager = Manager { name: "m", api_version: "v1", subresource: "", ignored: &[], time: "2026-01-01T00:00:00Z" };
+            record_update(ty, &mut changed, &old, &manager);
+            let _ = apply(ty, &changed, &object, &manager, true);
+            let _ = api::patch::strategic(ty, &old, &object);
+        }
+    }
 }
