@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::auth::tokens::Tokens;
 use super::auth::{User, authenticate, authorize, impersonate};
+use super::backend;
 use super::cache::{Cache, Resource};
 use super::config::Config;
 use super::failure::{Failure, Result};
@@ -76,6 +77,9 @@ impl Api {
         };
         if kubelet::is_forwarded(&target) {
             return kubelet::forward(self, &target, &query, parts, body).await;
+        }
+        if backend::is_proxied(&target) {
+            return backend::forward(self, &target, parts, body).await;
         }
         if reviews::is_review(&target) {
             let body = collect(body).await?;

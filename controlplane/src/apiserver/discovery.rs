@@ -150,6 +150,7 @@ struct Subresource {
 
 fn subresources(kind: &Kind) -> Vec<Subresource> {
     const CHANGE: &[&str] = &["get", "patch", "update"];
+    const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
     let mut list = Vec::new();
     if kind.has_status {
         list.push(Subresource {
@@ -183,15 +184,14 @@ fn subresources(kind: &Kind) -> Vec<Subresource> {
             "exec" => ("PodExecOptions", None, &["create", "get"]),
             "attach" => ("PodAttachOptions", None, &["create", "get"]),
             "portforward" => ("PodPortForwardOptions", None, &["create", "get"]),
-            "proxy" => match kind.plural {
-                "nodes" => (
-                    "NodeProxyOptions",
-                    None,
-                    &["create", "delete", "get", "patch", "update"],
-                ),
-                // Proxying to pods and Services is not served.
-                _ => continue,
-            },
+            "proxy" => {
+                let options = match kind.plural {
+                    "nodes" => "NodeProxyOptions",
+                    "pods" => "PodProxyOptions",
+                    _ => "ServiceProxyOptions",
+                };
+                (options, None, PROXY)
+            }
             _ => (kind.kind, None, CHANGE),
         };
         list.push(Subresource {

@@ -1,32 +1,26 @@
 //! What only a node's kubelet can answer: logs, exec, attach, port-forward, and its own API behind `nodes/NAME/proxy`.
 //!
-//! The request is sent on over TLS with this server's client certificate, and an upgraded connection is passed
-//! through as it is.
+//! The request is sent on over TLS with this server's client certificate.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::header::{
-    ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, UPGRADE,
-};
+use http::header::{HeaderValue, UPGRADE};
 use http::request::Parts;
-use http::{Method, Request, StatusCode};
+use http::{Method, StatusCode};
 use http_body_util::BodyExt;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::api::Api;
 use super::failure::{Failure, Result};
 use super::query::Query;
+use super::relay::{self, Onward};
 use super::reply::{self, Body, Reply};
 use super::route::Target;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How much of a kubelet's error is read.
 const ERROR_LIMIT: usize = 64 << 10;
@@ -48,16 +42,8 @@ impl Kubelets {
         }
     }
 
-    /// Sends a request to the kubelet of `node`.
-    async fn send(
-        &self,
-        node: &Value,
-        request: Request<Body>,
-    ) -> Result<http::Response<hyper::body::Incoming>> {
-        let name = api::object::name(node).to_owned();
-        let unreachable = |error: &dyn std::fmt::Display| {
-            Failure::internal(format!("dial the kubelet of node {name}: {error}"))
-        };
+    /// Connects to the kubelet of `node`.
+    async fn connect(&self, node: &Value) -> Result<TlsStream<TcpStream>> {
         let (host, port) = self.address(node)?;
         let connecting = async {
             let stream = TcpStream::connect((host.as_str(), port)).await?;
@@ -65,22 +51,10 @@ impl Kubelets {
             let server = ServerName::try_from(host.clone()).map_err(std::io::Error::other)?;
             self.tls.connect(server, stream).await
         };
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .map_err(|e| unreachable(&e))?
-            .map_err(|e| unreachable(&e))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| unreachable(&e))?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a connection to a kubelet ended");
-            }
-        });
-        sender
-            .send_request(request)
-            .await
-            .map_err(|e| unreachable(&e))
+        relay::connected(connecting).await.map_err(|error| {
+            let name = api::object::name(node);
+            Failure::internal(format!("dial the kubelet of node {name}: {error}"))
+        })
     }
 
     /// Where a node's kubelet listens.
@@ -174,105 +148,34 @@ pub async fn forward(
         .get("", &node_name)
         .ok_or_else(|| Failure::not_found(nodes.kind, &node_name))?
         .value();
-    exchange(api, target, &node, &path, parts, body).await
-}
-
-async fn exchange(
-    api: &Api,
-    target: &Target,
-    node: &Value,
-    path: &str,
-    mut parts: Parts,
-    body: Body,
-) -> Result<Reply> {
-    let upgrading = parts.headers.contains_key(UPGRADE);
-    let mut request = Request::new(if upgrading { reply::full("") } else { body });
-    *request.method_mut() = if target.resource == "pods" && !upgrading {
-        Method::GET
-    } else {
-        parts.method.clone()
+    let stream = api.kubelets.connect(&node).await?;
+    let onward = Onward {
+        path,
+        // A pod's streams are read with GET, whatever a client uses.
+        method: (target.resource == "pods" && !parts.headers.contains_key(UPGRADE))
+            .then_some(Method::GET),
+        host: HeaderValue::from_static("kubelet"),
     };
-    *request.uri_mut() = path
-        .parse()
-        .map_err(|e| Failure::bad_request(format!("{path}: {e}")))?;
-    *request.headers_mut() = forwarded_headers(&parts.headers, upgrading);
-    request
-        .headers_mut()
-        .insert(HOST, HeaderValue::from_static("kubelet"));
-    let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
-
-    let mut response = api.kubelets.send(node, request).await?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let upgraded = hyper::upgrade::on(&mut response);
-        let Some(client) = client else {
-            return Err(Failure::bad_request(
-                "the connection can't be upgraded; use HTTP/1.1",
-            ));
-        };
-        tokio::spawn(pass_through(client, upgraded));
-        let mut reply = http::Response::new(reply::full(""));
-        *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        *reply.headers_mut() = response.headers().clone();
-        return Ok(reply);
-    }
+    let response = relay::send(stream, onward, parts, body).await?;
     let status = response.status();
     if target.resource == "pods" && (status.is_client_error() || status.is_server_error()) {
         return Err(kubelet_failure(response).await);
     }
-    let (head, body) = response.into_parts();
-    let mut reply = http::Response::new(reply::boxed(body));
-    *reply.status_mut() = head.status;
-    if let Some(content_type) = head.headers.get(CONTENT_TYPE) {
-        reply
-            .headers_mut()
-            .insert(CONTENT_TYPE, content_type.clone());
-    }
-    Ok(reply)
-}
-
-/// Copies bytes both ways until both sides have ended.
-async fn pass_through(client: hyper::upgrade::OnUpgrade, kubelet: hyper::upgrade::OnUpgrade) {
-    let (client, kubelet) = match tokio::try_join!(client, kubelet) {
-        Ok(both) => both,
-        Err(error) => {
-            tracing::debug!(%error, "a stream to a kubelet was not upgraded");
-            return;
-        }
-    };
-    let (mut client, mut kubelet) = (TokioIo::new(client), TokioIo::new(kubelet));
-    if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut kubelet).await {
-        tracing::debug!(%error, "a stream to a kubelet broke off");
-    }
-}
-
-/// The client's credentials stay here, and so does what concerns its connection alone.
-fn forwarded_headers(headers: &HeaderMap, upgrading: bool) -> HeaderMap {
-    let mut kept = HeaderMap::new();
-    for (name, value) in headers {
-        let upgrade = matches!(
-            name.as_str(),
-            "upgrade" | "connection" | "x-stream-protocol-version"
-        ) || name.as_str().starts_with("sec-websocket-");
-        let plain = *name == ACCEPT || *name == CONTENT_TYPE || *name == CONTENT_LENGTH;
-        if if upgrading { upgrade } else { plain } {
-            kept.append(name, value.clone());
-        }
-    }
-    if upgrading {
-        kept.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    }
-    kept
+    Ok(response)
 }
 
 /// What the kubelet says is wrong, as a Status.
-async fn kubelet_failure(response: http::Response<hyper::body::Incoming>) -> Failure {
+async fn kubelet_failure(response: Reply) -> Failure {
     let code = response.status();
-    let body = http_body_util::Limited::new(response.into_body(), ERROR_LIMIT)
-        .collect()
-        .await;
-    let text = body
-        .map(|b| String::from_utf8_lossy(&b.to_bytes()).trim().to_owned())
-        .unwrap_or_default();
+    let mut body = response.into_body();
+    let mut text = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        if text.len() > ERROR_LIMIT {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&text).trim().to_owned();
     let message = match serde_json::from_str::<Value>(&text) {
         Ok(status) if status["kind"] == "Status" => {
             api::object::text(&status, "/message").to_owned()

@@ -8,6 +8,7 @@
 mod admission;
 mod api;
 mod auth;
+mod backend;
 mod bootstrap;
 mod cache;
 mod config;
@@ -26,6 +27,7 @@ pub mod openapi;
 mod paths;
 pub mod protobuf;
 mod query;
+mod relay;
 mod reply;
 mod rest;
 mod reviews;

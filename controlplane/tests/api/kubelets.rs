@@ -220,3 +220,80 @@ async fn only_who_may_create_may_exec() {
         "{message}"
     );
 }
+
+/// A pod's web server, which answers with what it was asked, on the address that this machine calls others from.
+async fn start_backend() -> std::net::SocketAddr {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Nothing is sent. Without a route there is no such address, and no pod could have one either.
+    socket.connect("192.0.2.1:9").expect("a route to somewhere");
+    let address = socket.local_addr().unwrap().ip();
+    let listener = TcpListener::bind((address, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service_fn(answer));
+            tokio::spawn(connection);
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn pods_and_services_are_reached_through_the_api() {
+    let cluster = cluster_with_node(&["web"]).await;
+    let backend = start_backend().await;
+    let (address, port) = (backend.ip(), backend.port());
+    let text = async |path: &str| {
+        let request = Request::get(path)
+            .header("authorization", "Bearer x")
+            .body(Vec::new())
+            .unwrap();
+        cluster.client.request_text(request).await
+    };
+    let status = "/api/v1/namespaces/default/pods/web/status";
+    let of_pod = format!("/api/v1/namespaces/default/pods/web:{port}/proxy/a/b?c=d");
+    cluster
+        .merge(status, json!({"status": {"podIP": "127.0.0.1"}}))
+        .await
+        .ok();
+    assert_eq!(
+        cluster.get(&of_pod).await.failure().2,
+        "address not allowed"
+    );
+    cluster
+        .merge(
+            status,
+            json!({"status": {"podIP": address, "podIPs": [{"ip": address}]}}),
+        )
+        .await
+        .ok();
+    assert_eq!(text(&of_pod).await.unwrap(), "GET /a/b?c=d");
+
+    let service =
+        json!({"metadata": {"name": "web"}, "spec": {"ports": [{"name": "http", "port": 80}]}});
+    cluster
+        .post("/api/v1/namespaces/default/services", service)
+        .await
+        .ok();
+    let of_service = "/api/v1/namespaces/default/services/http:web:http/proxy/";
+    let nobody = cluster.get(of_service).await.failure();
+    assert_eq!(
+        (nobody.0, &*nobody.2),
+        (503, "no endpoints available for service \"web\"")
+    );
+    let slice = json!({
+        "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+    });
+    cluster
+        .post(
+            "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
+            slice,
+        )
+        .await
+        .ok();
+    assert_eq!(text(of_service).await.unwrap(), "GET /");
+}
