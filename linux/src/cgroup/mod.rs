@@ -545,13 +545,19 @@ fn make_dir(path: &Path) -> Result<bool> {
 fn ensure_v2(mount: &Path, path: &str, with_controllers: bool) -> Result<()> {
     let mut dir = mount.to_path_buf();
     for part in path.trim_start_matches('/').split('/') {
-        if with_controllers {
+        if with_controllers && (dir == mount || !holds_processes(&dir)?) {
             enable_controllers(&dir)?;
         }
         dir.push(part);
         make_dir(&dir)?;
     }
     Ok(())
+}
+
+/// Whether processes are in the cgroup itself. It then hands on no controller: the kernel would take the threaded ones
+/// (cpu, pids) and let no process into a child any more.
+fn holds_processes(dir: &Path) -> Result<bool> {
+    Ok(!read_trimmed(&dir.join("cgroup.procs"))?.is_empty())
 }
 
 /// Hands all controllers that a cgroup has on to its children.
