@@ -411,7 +411,7 @@ pub fn leave_initramfs() -> Result<()> {
 pub fn file_system_magic(fd: impl AsFd) -> Result<i64> {
     rustix::fs::fstatfs(fd)
         .context("fstatfs", || "")
-        .map(|stat| stat.f_type as i64)
+        .map(|stat| stat.f_type)
 }
 
 /// procfs's magic number.

@@ -215,7 +215,8 @@ fn in_pid_namespace(
 /// shared with the caller's until either writes to it.
 ///
 /// It is in a new pid namespace, which belongs to `user_namespace` (the caller's with `None`), and ends on SIGTERM or
-/// SIGKILL, with which everything in the namespace ends. [`Launched::status`] ends when it is ready.
+/// SIGKILL, with which everything in the namespace ends; it is gone once each of these has been reaped, the containers
+/// by the caller. [`Launched::status`] ends when it is ready.
 ///
 /// # Errors
 /// As [`launch`].

@@ -153,7 +153,7 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<(), Failu
     let mut sets = process
         .capabilities()
         .clone()
-        .unwrap_or_else(|| LinuxCapabilities::default());
+        .unwrap_or_else(LinuxCapabilities::default);
     for name in names {
         let bare = name.to_ascii_uppercase();
         let bare = bare.strip_prefix("CAP_").unwrap_or(&bare);

@@ -366,7 +366,7 @@ pub(crate) mod interpret {
             OFFSET_ARCH => call.audit,
             _ => {
                 let argument = call.arguments[((offset - OFFSET_ARGUMENTS) / 8) as usize];
-                if offset % 8 == 0 {
+                if offset.is_multiple_of(8) {
                     argument as u32
                 } else {
                     (argument >> 32) as u32
@@ -428,7 +428,8 @@ mod tests {
     #[test]
     fn operators_compare_all_64_bits() {
         let big = 0x1_0000_0005u64;
-        let cases: [(Operator, fn(u64, u64) -> bool); 6] = [
+        type Expected = fn(u64, u64) -> bool;
+        let cases: [(Operator, Expected); 6] = [
             (Operator::Equal, |a, b| a == b),
             (Operator::NotEqual, |a, b| a != b),
             (Operator::Less, |a, b| a < b),
