@@ -31,6 +31,9 @@ const SCHEMA_VERSION: u32 = 1;
 
 /// How long running requests may go on once the server is told to end.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How often, and how far apart, it is looked whether the keeper has ended after it agreed to.
+const KEEPER_END_TRIES: u32 = 100;
+const KEEPER_END_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why the server couldn't start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -224,10 +227,35 @@ async fn close(runtime: &Runtime) {
     if !runtime.state.all_sandboxes().is_empty() {
         return;
     }
-    if let Err(error) = runtime.keeper.shutdown().await {
-        tracing::warn!(%error, "the keeper stays");
+    match runtime.keeper.shutdown().await {
+        Ok(()) => remove_keeper_cgroup(runtime).await,
+        Err(error) => tracing::warn!(%error, "the keeper stays"),
     }
     if let Err(error) = runtime.pins.clone().close() {
         tracing::warn!(%error, "the pins' namespace stays");
+    }
+}
+
+/// Removes the keeper's cgroup, once the keeper and the scribe have left it by ending. Another server's may be in it:
+/// then it stays.
+async fn remove_keeper_cgroup(runtime: &Runtime) {
+    let Some(name) = &runtime.config.keeper_cgroup else {
+        return;
+    };
+    let path = format!("/{}", name.trim_start_matches('/'));
+    let Ok(cgroup) = linux::cgroup::Cgroup::at(runtime.cgroups.hierarchies().clone(), &path) else {
+        return;
+    };
+    for _ in 0..KEEPER_END_TRIES {
+        if cgroup
+            .processes()
+            .is_ok_and(|processes| processes.is_empty())
+        {
+            if let Err(error) = cgroup.delete() {
+                tracing::debug!(%error, "the keeper's cgroup stays");
+            }
+            return;
+        }
+        tokio::time::sleep(KEEPER_END_PAUSE).await;
     }
 }

@@ -93,10 +93,20 @@ pub struct Up {
 #[derive(Args, Clone, Debug)]
 pub struct Network {
     /// Addresses for pods, one range a family.
-    #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16", value_name = "CIDR")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "10.244.0.0/16",
+        value_name = "CIDR"
+    )]
     pub cluster_cidr: Vec<IpNet>,
     /// Addresses for Services, one range a family.
-    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/16", value_name = "CIDR")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "10.96.0.0/16",
+        value_name = "CIDR"
+    )]
     pub service_cluster_ip_range: Vec<IpNet>,
 }
 
@@ -185,7 +195,11 @@ pub struct Kubelet {
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: PathBuf,
     /// The CRI server's unix socket.
-    #[arg(long, default_value = "unix:///run/orlop/cri.sock", value_name = "SOCKET")]
+    #[arg(
+        long,
+        default_value = "unix:///run/orlop/cri.sock",
+        value_name = "SOCKET"
+    )]
     pub container_runtime_endpoint: String,
     #[command(flatten)]
     pub tls: Tls,

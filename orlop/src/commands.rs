@@ -27,12 +27,17 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Image(command) => block_on(image::run(command)),
         Command::Status(options) => block_on(status::run(options)),
         Command::Cni(command) => cni(command),
-        Command::Runtime { .. } => bail!("runc's words are read before any others: this is unreachable"),
+        Command::Runtime { .. } => {
+            bail!("runc's words are read before any others: this is unreachable")
+        }
     }
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
     let outcome = runtime.block_on(work);
     // A blocking call that hangs must not hang the end.
     runtime.shutdown_background();
@@ -40,8 +45,13 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
 }
 
 /// Runs until SIGINT or SIGTERM cancels the token that `work` was given.
-async fn until_signal<T>(work: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<T>) -> anyhow::Result<T> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+async fn until_signal<T>(
+    work: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
     let stop = CancellationToken::new();
     let cancel = stop.clone();
     tokio::spawn(async move {
@@ -57,7 +67,10 @@ async fn until_signal<T>(work: impl AsyncFnOnce(CancellationToken) -> anyhow::Re
 fn folder(layout: &Layout) -> anyhow::Result<Lock> {
     use std::os::unix::fs::DirBuilderExt;
     for folder in [layout.root(), &layout.run()] {
-        let make = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        let make = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder);
         make.with_context(|| format!("create {}", folder.display()))?;
     }
     Lock::take(&layout.lock())
@@ -66,8 +79,20 @@ fn folder(layout: &Layout) -> anyhow::Result<Lock> {
 async fn server(options: cli::Server) -> anyhow::Result<()> {
     let layout = Layout::new(&std::path::absolute(&options.root.root)?);
     let _lock = folder(&layout)?;
-    let names = options.advertise_address.iter().map(ToString::to_string).collect();
-    let plane = ControlPlane::start(&layout, &options.api, &options.network, options.advertise_address, names, 10250).await?;
+    let names = options
+        .advertise_address
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let plane = ControlPlane::start(
+        &layout,
+        &options.api,
+        &options.network,
+        options.advertise_address,
+        names,
+        10250,
+    )
+    .await?;
     println!("kubeconfig: {}", layout.kubeconfig().display());
     until_signal(async |stop| {
         stop.cancelled().await;
@@ -83,10 +108,16 @@ fn read(path: &Path) -> anyhow::Result<String> {
 }
 
 fn serving(tls: &cli::Tls) -> anyhow::Result<Option<Serving>> {
-    match (&tls.tls_cert_file, &tls.tls_private_key_file, &tls.client_ca_file) {
-        (Some(certificate), Some(key), Some(ca)) => {
-            Ok(Some(Serving { certificate: read(certificate)?, key: read(key)?, client_ca: read(ca)? }))
-        }
+    match (
+        &tls.tls_cert_file,
+        &tls.tls_private_key_file,
+        &tls.client_ca_file,
+    ) {
+        (Some(certificate), Some(key), Some(ca)) => Ok(Some(Serving {
+            certificate: read(certificate)?,
+            key: read(key)?,
+            client_ca: read(ca)?,
+        })),
         (None, None, _) => Ok(None),
         _ => bail!("--tls-cert-file, --tls-private-key-file and --client-ca-file go together"),
     }
@@ -110,7 +141,14 @@ async fn whole_node(options: cli::Node) -> anyhow::Result<()> {
         max_pods: options.this_node.max_pods,
         keep: true,
     };
-    let mut node = Node::start(config, runtime, Clients { kubelet: client.clone(), proxy: client });
+    let mut node = Node::start(
+        config,
+        runtime,
+        Clients {
+            kubelet: client.clone(),
+            proxy: client,
+        },
+    );
     let ended = until_signal(async |stop| {
         tokio::select! {
             () = stop.cancelled() => Ok(()),
@@ -124,8 +162,14 @@ async fn whole_node(options: cli::Node) -> anyhow::Result<()> {
 async fn kubelet(options: cli::Kubelet) -> anyhow::Result<()> {
     let layout = Layout::new(&std::path::absolute(&options.root.root)?);
     let (name, addresses) = address::identity(&options.this_node)?;
-    let socket = options.container_runtime_endpoint.strip_prefix("unix://").unwrap_or(&options.container_runtime_endpoint);
-    ensure!(socket.starts_with('/'), "--container-runtime-endpoint: {socket} is not a unix socket's path");
+    let socket = options
+        .container_runtime_endpoint
+        .strip_prefix("unix://")
+        .unwrap_or(&options.container_runtime_endpoint);
+    ensure!(
+        socket.starts_with('/'),
+        "--container-runtime-endpoint: {socket} is not a unix socket's path"
+    );
     let config = node::Config {
         layout,
         name,
@@ -140,17 +184,33 @@ async fn kubelet(options: cli::Kubelet) -> anyhow::Result<()> {
     let mut config = node::kubelet_config(config);
     config.cri_socket = PathBuf::from(socket);
     let client = node::client(&options.kubeconfig).await?;
-    until_signal(async |stop| kubelet::run(config, client, stop).await.context("the kubelet failed")).await
+    until_signal(async |stop| {
+        kubelet::run(config, client, stop)
+            .await
+            .context("the kubelet failed")
+    })
+    .await
 }
 
 async fn cri(options: cli::Cri) -> anyhow::Result<()> {
     let config = match &options.config {
-        Some(file) => cri_shim::Config::from_toml(&read(file)?).with_context(|| format!("read {}", file.display()))?,
+        Some(file) => cri_shim::Config::from_toml(&read(file)?)
+            .with_context(|| format!("read {}", file.display()))?,
         None => cri_shim::Config::default(),
     };
-    let config = cri_shim::Config { listen: options.listen, root: options.root, state: options.state, ..config };
+    let config = cri_shim::Config {
+        listen: options.listen,
+        root: options.root,
+        state: options.state,
+        ..config
+    };
     let (ready, _is_ready) = oneshot::channel();
-    until_signal(async |stop| cri_shim::run(config, node::plugin, stop, ready).await.context("the CRI server failed")).await
+    until_signal(async |stop| {
+        cri_shim::run(config, node::plugin, stop, ready)
+            .await
+            .context("the CRI server failed")
+    })
+    .await
 }
 
 async fn proxy(options: cli::Proxy) -> anyhow::Result<()> {
@@ -158,10 +218,17 @@ async fn proxy(options: cli::Proxy) -> anyhow::Result<()> {
         return proxy::cleanup().context("remove the service rules");
     }
     let kubeconfig = options.kubeconfig.context("--kubeconfig is needed")?;
-    let name = options.hostname_override.map_or_else(address::host_name, Ok)?;
+    let name = options
+        .hostname_override
+        .map_or_else(address::host_name, Ok)?;
     let config = node::proxy_config(&name, &options.cluster_cidr);
     let client = node::client(&kubeconfig).await?;
-    until_signal(async |stop| proxy::run(config, client, stop).await.context("the service proxy failed")).await
+    until_signal(async |stop| {
+        proxy::run(config, client, stop)
+            .await
+            .context("the service proxy failed")
+    })
+    .await
 }
 
 fn cni(command: cli::Cni) -> anyhow::Result<()> {
@@ -173,7 +240,8 @@ fn cni(command: cli::Cni) -> anyhow::Result<()> {
             for name in cni_plugins::names() {
                 let (link, fresh) = (folder.join(name), folder.join(format!(".{name}.new")));
                 let _ = fs::remove_file(&fresh);
-                std::os::unix::fs::symlink(&program, &fresh).with_context(|| format!("link {}", fresh.display()))?;
+                std::os::unix::fs::symlink(&program, &fresh)
+                    .with_context(|| format!("link {}", fresh.display()))?;
                 fs::rename(&fresh, &link).with_context(|| format!("link {}", link.display()))?;
             }
         }

@@ -35,7 +35,9 @@ impl ControlPlane {
         config.extra_sans = names;
         config.service_cidrs = network.service_cluster_ip_range.clone();
         config.kubelet_port = kubelet_port;
-        let server = Server::start(config).await.context("start the API server")?;
+        let server = Server::start(config)
+            .await
+            .context("start the API server")?;
         let (mut loops, stop) = (JoinSet::new(), CancellationToken::new());
         let controllers = controllers::Config {
             cluster_cidrs: network.cluster_cidr.clone(),
@@ -43,8 +45,15 @@ impl ControlPlane {
         };
         let manager = server.client("system:kube-controller-manager", &["system:masters"]);
         loops.spawn(controllers::run(controllers, manager, stop.clone()));
-        loops.spawn(scheduler::run(server.client("system:kube-scheduler", &["system:masters"]), stop.clone()));
-        Ok(Self { server, loops, stop })
+        loops.spawn(scheduler::run(
+            server.client("system:kube-scheduler", &["system:masters"]),
+            stop.clone(),
+        ));
+        Ok(Self {
+            server,
+            loops,
+            stop,
+        })
     }
 
     /// Stops it; every write that it acknowledged is in the store.

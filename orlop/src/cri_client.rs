@@ -10,9 +10,20 @@ pub async fn connect(socket: &Path) -> anyhow::Result<Channel> {
     let path = PathBuf::from(socket);
     let dial = tower::service_fn(move |_: Uri| {
         let path = path.clone();
-        async move { Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(tokio::net::UnixStream::connect(path).await?)) }
+        async move {
+            Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(
+                tokio::net::UnixStream::connect(path).await?,
+            ))
+        }
     });
     // The authority is not looked at: the socket is the address.
-    let channel = Endpoint::from_static("http://localhost").connect_with_connector(dial).await;
-    channel.with_context(|| format!("connect to the CRI server at {}: is it running?", socket.display()))
+    let channel = Endpoint::from_static("http://localhost")
+        .connect_with_connector(dial)
+        .await;
+    channel.with_context(|| {
+        format!(
+            "connect to the CRI server at {}: is it running?",
+            socket.display()
+        )
+    })
 }

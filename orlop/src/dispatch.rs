@@ -6,7 +6,12 @@ use std::process::ExitCode;
 
 /// Runs what must run without threads; None if it is something else.
 pub fn before_threads(words: &[OsString]) -> Option<ExitCode> {
-    let called = words.first().map(Path::new)?.file_name()?.to_string_lossy().into_owned();
+    let called = words
+        .first()
+        .map(Path::new)?
+        .file_name()?
+        .to_string_lossy()
+        .into_owned();
     if matches!(called.as_str(), "runc" | "orlop-runtime") {
         return Some(code(oci_runtime::cli::main(words.to_vec())));
     }

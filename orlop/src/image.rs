@@ -23,22 +23,40 @@ pub async fn run(command: Image) -> anyhow::Result<()> {
     match command {
         Image::Import { server, path, name } => {
             let socket = socket(&server)?;
-            let names = import(&socket, open(&path)?, name).await.with_context(|| format!("import {}", path.display()))?;
+            let names = import(&socket, open(&path)?, name)
+                .await
+                .with_context(|| format!("import {}", path.display()))?;
             names.iter().for_each(|name| println!("{name}"));
         }
-        Image::Demo { server } => import_bytes(&socket(&server)?, demo::image_archive()?).await?.iter().for_each(|name| println!("{name}")),
+        Image::Demo { server } => import_bytes(&socket(&server)?, demo::image_archive()?)
+            .await?
+            .iter()
+            .for_each(|name| println!("{name}")),
         Image::List { server } => list(&socket(&server)?).await?,
         Image::Pull { server, image } => {
             let mut images = ImageServiceClient::new(connect(&socket(&server)?).await?);
-            let request = PullImageRequest { image: Some(spec(&image)), ..Default::default() };
-            let pulled = images.pull_image(request).await.map_err(said).with_context(|| format!("pull {image}"))?;
+            let request = PullImageRequest {
+                image: Some(spec(&image)),
+                ..Default::default()
+            };
+            let pulled = images
+                .pull_image(request)
+                .await
+                .map_err(said)
+                .with_context(|| format!("pull {image}"))?;
             println!("{}", pulled.into_inner().image_ref);
         }
         Image::Remove { server, images } => {
             let mut client = ImageServiceClient::new(connect(&socket(&server)?).await?);
             for image in images {
-                let request = RemoveImageRequest { image: Some(spec(&image)) };
-                client.remove_image(request).await.map_err(said).with_context(|| format!("remove {image}"))?;
+                let request = RemoveImageRequest {
+                    image: Some(spec(&image)),
+                };
+                client
+                    .remove_image(request)
+                    .await
+                    .map_err(said)
+                    .with_context(|| format!("remove {image}"))?;
             }
         }
     }
@@ -53,7 +71,10 @@ fn socket(server: &CriServer) -> anyhow::Result<PathBuf> {
 }
 
 fn spec(image: &str) -> ImageSpec {
-    ImageSpec { image: image.to_owned(), ..Default::default() }
+    ImageSpec {
+        image: image.to_owned(),
+        ..Default::default()
+    }
 }
 
 /// What the server said, without gRPC's frame around it.
@@ -74,7 +95,9 @@ fn open(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
     std::thread::spawn(move || {
         let mut archive = tar::Builder::new(writer);
         // A failure ends the archive early, which the server refuses.
-        let _ = archive.append_dir_all(".", folder).and_then(|()| archive.finish());
+        let _ = archive
+            .append_dir_all(".", folder)
+            .and_then(|()| archive.finish());
     });
     Ok(Box::new(reader))
 }
@@ -84,35 +107,73 @@ pub async fn import_bytes(socket: &Path, archive: Vec<u8>) -> anyhow::Result<Vec
     import(socket, std::io::Cursor::new(archive), None).await
 }
 
-async fn import(socket: &Path, mut archive: impl Read + Send + 'static, name: Option<String>) -> anyhow::Result<Vec<String>> {
+async fn import(
+    socket: &Path,
+    mut archive: impl Read + Send + 'static,
+    name: Option<String>,
+) -> anyhow::Result<Vec<String>> {
     let (sender, pieces) = mpsc::channel::<ImportRequest>(4);
     let mut name = name.unwrap_or_default();
     let reading = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
         loop {
             let mut data = Vec::with_capacity(PIECE_BYTES);
-            archive.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut data)?;
+            archive
+                .by_ref()
+                .take(PIECE_BYTES as u64)
+                .read_to_end(&mut data)?;
             let last = data.is_empty();
-            if last || sender.blocking_send(ImportRequest { name: std::mem::take(&mut name), data }).is_err() {
+            if last
+                || sender
+                    .blocking_send(ImportRequest {
+                        name: std::mem::take(&mut name),
+                        data,
+                    })
+                    .is_err()
+            {
                 return Ok(());
             }
         }
     });
     let mut images = ImagesClient::new(connect(socket).await?);
-    let pieces = futures::stream::unfold(pieces, async |mut pieces| pieces.recv().await.map(|piece| (piece, pieces)));
+    let pieces = futures::stream::unfold(pieces, async |mut pieces| {
+        pieces.recv().await.map(|piece| (piece, pieces))
+    });
     let ImportResponse { images } = images.import(pieces).await.map_err(said)?.into_inner();
     reading.await??;
-    Ok(images.into_iter().flat_map(|image| if image.names.is_empty() { vec![image.id] } else { image.names }).collect())
+    Ok(images
+        .into_iter()
+        .flat_map(|image| {
+            if image.names.is_empty() {
+                vec![image.id]
+            } else {
+                image.names
+            }
+        })
+        .collect())
 }
 
 async fn list(socket: &Path) -> anyhow::Result<()> {
     let mut client = ImageServiceClient::new(connect(socket).await?);
-    let images = client.list_images(ListImagesRequest::default()).await.map_err(said)?.into_inner().images;
+    let images = client
+        .list_images(ListImagesRequest::default())
+        .await
+        .map_err(said)?
+        .into_inner()
+        .images;
     println!("{:<50} {:<16} {:>10}", "NAME", "ID", "SIZE");
     for image in images {
-        let names = if image.repo_tags.is_empty() { vec!["<none>".to_owned()] } else { image.repo_tags };
+        let names = if image.repo_tags.is_empty() {
+            vec!["<none>".to_owned()]
+        } else {
+            image.repo_tags
+        };
         let id = image.id.trim_start_matches("sha256:");
         for name in names {
-            println!("{name:<50} {:<16} {:>7.1} MB", id.get(..12).unwrap_or(id), image.size as f64 / 1e6);
+            println!(
+                "{name:<50} {:<16} {:>7.1} MB",
+                id.get(..12).unwrap_or(id),
+                image.size as f64 / 1e6
+            );
         }
     }
     Ok(())

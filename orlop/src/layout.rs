@@ -15,7 +15,9 @@ pub struct Layout {
 impl Layout {
     /// The layout below `root`.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self {
+            root: root.to_owned(),
+        }
     }
 
     fn is_default(&self) -> bool {
@@ -29,7 +31,11 @@ impl Layout {
 
     /// What dies with the kernel: sockets, pins.
     pub fn run(&self) -> PathBuf {
-        if self.is_default() { DEFAULT_RUN.into() } else { self.root.join("run") }
+        if self.is_default() {
+            DEFAULT_RUN.into()
+        } else {
+            self.root.join("run")
+        }
     }
 
     /// The CRI server's socket.
@@ -54,21 +60,37 @@ impl Layout {
 
     /// Container logs by pod.
     pub fn pod_logs(&self) -> PathBuf {
-        if self.is_default() { "/var/log/pods".into() } else { self.root.join("log/pods") }
+        if self.is_default() {
+            "/var/log/pods".into()
+        } else {
+            self.root.join("log/pods")
+        }
     }
 
     /// Links to the current log of each container.
     pub fn container_logs(&self) -> PathBuf {
-        if self.is_default() { "/var/log/containers".into() } else { self.root.join("log/containers") }
+        if self.is_default() {
+            "/var/log/containers".into()
+        } else {
+            self.root.join("log/containers")
+        }
     }
 
     /// CNI configuration lists.
     pub fn cni_conf(&self) -> PathBuf {
-        if self.is_default() { "/etc/cni/net.d".into() } else { self.root.join("cni/net.d") }
+        if self.is_default() {
+            "/etc/cni/net.d".into()
+        } else {
+            self.root.join("cni/net.d")
+        }
     }
 
     /// Where leases of pod addresses are kept.
     pub fn cni_leases(&self) -> PathBuf {
-        if self.is_default() { "/var/lib/cni/networks".into() } else { self.root.join("cni/networks") }
+        if self.is_default() {
+            "/var/lib/cni/networks".into()
+        } else {
+            self.root.join("cni/networks")
+        }
     }
 }

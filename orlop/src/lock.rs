@@ -12,7 +12,12 @@ pub struct Lock(#[expect(dead_code, reason = "held, not read")] File);
 impl Lock {
     /// Takes the lock, or says who has it.
     pub fn take(path: &Path) -> anyhow::Result<Self> {
-        let open = File::options().read(true).write(true).create(true).truncate(false).open(path);
+        let open = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path);
         let mut file = open.with_context(|| format!("open {}", path.display()))?;
         match file.try_lock() {
             Ok(()) => {
@@ -25,9 +30,13 @@ impl Lock {
                 let mut holder = String::new();
                 file.read_to_string(&mut holder)?;
                 let folder = path.parent().unwrap_or(path).display();
-                bail!("process {holder} already runs orlop in {folder}: stop it, or give another folder with --root")
+                bail!(
+                    "process {holder} already runs orlop in {folder}: stop it, or give another folder with --root"
+                )
             }
-            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+            Err(TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("lock {}", path.display()))
+            }
         }
     }
 }

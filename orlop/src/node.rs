@@ -69,13 +69,18 @@ impl Part {
     {
         let stop = CancellationToken::new();
         let running = run(stop.clone());
-        let task = tokio::spawn(async move { running.await.with_context(|| format!("the {name} failed")) });
+        let task =
+            tokio::spawn(
+                async move { running.await.with_context(|| format!("the {name} failed")) },
+            );
         Self { name, task, stop }
     }
 
     async fn stop(self) -> anyhow::Result<()> {
         self.stop.cancel();
-        self.task.await.map_err(|error| anyhow!("the {} panicked: {error}", self.name))?
+        self.task
+            .await
+            .map_err(|error| anyhow!("the {} panicked: {error}", self.name))?
     }
 
     /// Waits for its end, which it should not come to by itself.
@@ -95,7 +100,9 @@ impl Runtime {
     /// Starts the CRI server and waits until it serves.
     pub async fn start(config: cri_shim::Config) -> anyhow::Result<Self> {
         let (ready, is_ready) = oneshot::channel();
-        let mut part = Part::start("CRI server", |stop| cri_shim::run(config, plugin, stop, ready));
+        let mut part = Part::start("CRI server", |stop| {
+            cri_shim::run(config, plugin, stop, ready)
+        });
         tokio::select! {
             result = is_ready => match result {
                 Ok(()) => Ok(Self(part)),
@@ -117,8 +124,15 @@ impl Runtime {
 }
 
 /// Our own CNI plugins, called in process.
-pub fn plugin(name: &str, env: &BTreeMap<String, String>, stdin: &[u8]) -> Option<cri_shim::cni::PluginOutput> {
-    cni_plugins::run(name, env, stdin).map(|output| cri_shim::cni::PluginOutput { code: output.code, stdout: output.stdout })
+pub fn plugin(
+    name: &str,
+    env: &BTreeMap<String, String>,
+    stdin: &[u8],
+) -> Option<cri_shim::cni::PluginOutput> {
+    cni_plugins::run(name, env, stdin).map(|output| cri_shim::cni::PluginOutput {
+        code: output.code,
+        stdout: output.stdout,
+    })
 }
 
 /// The CRI server's configuration for this layout.
@@ -147,10 +161,20 @@ impl Node {
     pub fn start(config: Config, runtime: Runtime, clients: Clients) -> Self {
         let (keep, layout) = (config.keep, config.layout.clone());
         let proxy_config = proxy_config(&config.name, &config.cluster_cidrs);
-        let proxy = Part::start("service proxy", |stop| proxy::run(proxy_config, clients.proxy, stop));
+        let proxy = Part::start("service proxy", |stop| {
+            proxy::run(proxy_config, clients.proxy, stop)
+        });
         let kubelet_config = kubelet_config(config);
-        let kubelet = Part::start("kubelet", |stop| kubelet::run(kubelet_config, clients.kubelet, stop));
-        Self { runtime, kubelet, proxy, layout, keep }
+        let kubelet = Part::start("kubelet", |stop| {
+            kubelet::run(kubelet_config, clients.kubelet, stop)
+        });
+        Self {
+            runtime,
+            kubelet,
+            proxy,
+            layout,
+            keep,
+        }
     }
 
     /// Waits for the end of a component, which none should come to by itself.
@@ -180,8 +204,12 @@ impl Node {
 
 /// Removes the default pod network with what outlives its last pod: the bridge, its rules, the configuration.
 fn remove_network(layout: &Layout) -> anyhow::Result<()> {
-    let (name, bridge) = (cri_shim::cni::DEFAULT_NETWORK, cri_shim::cni::DEFAULT_BRIDGE);
-    cni_plugins::remove_network(name, bridge, &layout.cni_leases()).context("remove the pod network")?;
+    let (name, bridge) = (
+        cri_shim::cni::DEFAULT_NETWORK,
+        cri_shim::cni::DEFAULT_BRIDGE,
+    );
+    cni_plugins::remove_network(name, bridge, &layout.cni_leases())
+        .context("remove the pod network")?;
     let conflist = layout.cni_conf().join(cri_shim::cni::DEFAULT_CONFLIST);
     match std::fs::remove_file(&conflist) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -205,7 +233,11 @@ pub fn kubelet_config(config: Config) -> kubelet::Config {
     let port = config.kubelet_port;
     // The wildcard of IPv6 takes IPv4 too.
     let v6 = kubelet.node_ips.iter().any(IpAddr::is_ipv6);
-    let address = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let address = if v6 {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
+    };
     kubelet.server = config.serving.map(|serving| kubelet::ServerConfig {
         address,
         port,
@@ -219,12 +251,16 @@ pub fn kubelet_config(config: Config) -> kubelet::Config {
 
 /// The proxy's configuration.
 pub fn proxy_config(node_name: &str, cluster_cidrs: &[IpNet]) -> proxy::Config {
-    proxy::Config { bridge: Some(cri_shim::cni::DEFAULT_BRIDGE.to_owned()), ..proxy::Config::new(node_name, cluster_cidrs.to_vec()) }
+    proxy::Config {
+        bridge: Some(cri_shim::cni::DEFAULT_BRIDGE.to_owned()),
+        ..proxy::Config::new(node_name, cluster_cidrs.to_vec())
+    }
 }
 
 /// A client from a kubeconfig file.
 pub async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
-    let read = kube::config::Kubeconfig::read_from(kubeconfig).with_context(|| format!("read {}", kubeconfig.display()))?;
+    let read = kube::config::Kubeconfig::read_from(kubeconfig)
+        .with_context(|| format!("read {}", kubeconfig.display()))?;
     let config = kube::Config::from_custom_kubeconfig(read, &Default::default()).await;
     let config = config.with_context(|| format!("use {}", kubeconfig.display()))?;
     Client::try_from(config).with_context(|| format!("use {}", kubeconfig.display()))

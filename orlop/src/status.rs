@@ -12,7 +12,9 @@ use crate::node;
 pub async fn run(options: cli::Status) -> anyhow::Result<()> {
     let layout = Layout::new(&std::path::absolute(&options.root.root)?);
     let kubeconfig = options.kubeconfig.unwrap_or_else(|| layout.kubeconfig());
-    let client = node::client(&kubeconfig).await.context("is `orlop up` running? status asks its API")?;
+    let client = node::client(&kubeconfig)
+        .await
+        .context("is `orlop up` running? status asks its API")?;
     let state = collect(&client).await.context("ask the API server")?;
     match options.output {
         cli::StatusForm::Json => println!("{}", serde_json::to_string_pretty(&state)?),
@@ -23,11 +25,17 @@ pub async fn run(options: cli::Status) -> anyhow::Result<()> {
 
 async fn get(client: &Client, path: &str) -> anyhow::Result<Value> {
     let request = http::Request::get(path).body(Vec::new())?;
-    client.request(request).await.with_context(|| format!("get {path}"))
+    client
+        .request(request)
+        .await
+        .with_context(|| format!("get {path}"))
 }
 
 fn items(list: &Value) -> &[Value] {
-    list["items"].as_array().map(Vec::as_slice).unwrap_or_default()
+    list["items"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
 }
 
 fn name(object: &Value) -> &str {
@@ -37,25 +45,50 @@ fn name(object: &Value) -> &str {
 async fn collect(client: &Client) -> anyhow::Result<Value> {
     let (mut nodes, mut pods, mut waits) = (Vec::new(), Vec::new(), Vec::new());
     for node in items(&get(client, "/api/v1/nodes").await?) {
-        let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
-        let ready = conditions.clone().find(|condition| condition["type"] == "Ready").cloned().unwrap_or_default();
+        let conditions = node["status"]["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten();
+        let ready = conditions
+            .clone()
+            .find(|condition| condition["type"] == "Ready")
+            .cloned()
+            .unwrap_or_default();
         nodes.push(json!({
             "name": name(node), "ready": ready["status"] == "True", "message": ready["message"],
             "addresses": node["status"]["addresses"], "podCIDRs": node["spec"]["podCIDRs"],
             "kubelet": node["status"]["nodeInfo"]["kubeletVersion"], "runtime": node["status"]["nodeInfo"]["containerRuntimeVersion"],
         }));
-        match get(client, &format!("/api/v1/nodes/{}/proxy/orlop/pods", name(node))).await {
+        match get(
+            client,
+            &format!("/api/v1/nodes/{}/proxy/orlop/pods", name(node)),
+        )
+        .await
+        {
             Ok(answer) => pods.extend(answer["pods"].as_array().cloned().unwrap_or_default()),
-            Err(error) => waits.push(json!(format!("the kubelet of {} does not answer: {error:#}", name(node)))),
+            Err(error) => waits.push(json!(format!(
+                "the kubelet of {} does not answer: {error:#}",
+                name(node)
+            ))),
         }
     }
     for pod in items(&get(client, "/api/v1/pods?fieldSelector=spec.nodeName%3D").await?) {
         let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-        let scheduled = conditions.clone().find(|condition| condition["type"] == "PodScheduled");
-        let why = scheduled.and_then(|condition| condition["message"].as_str()).unwrap_or("not scheduled yet");
-        waits.push(json!(format!("{}/{}: {why}", pod["metadata"]["namespace"].as_str().unwrap_or_default(), name(pod))));
+        let scheduled = conditions
+            .clone()
+            .find(|condition| condition["type"] == "PodScheduled");
+        let why = scheduled
+            .and_then(|condition| condition["message"].as_str())
+            .unwrap_or("not scheduled yet");
+        waits.push(json!(format!(
+            "{}/{}: {why}",
+            pod["metadata"]["namespace"].as_str().unwrap_or_default(),
+            name(pod)
+        )));
     }
-    Ok(json!({ "nodes": nodes, "pods": pods, "services": services(client).await?, "waiting": waits }))
+    Ok(
+        json!({ "nodes": nodes, "pods": pods, "services": services(client).await?, "waiting": waits }),
+    )
 }
 
 async fn services(client: &Client) -> anyhow::Result<Vec<Value>> {
@@ -64,13 +97,33 @@ async fn services(client: &Client) -> anyhow::Result<Vec<Value>> {
     let endpoints = |service: &Value| -> Vec<String> {
         let mine = items(&slices).iter().filter(|slice| {
             slice["metadata"]["namespace"] == service["metadata"]["namespace"]
-                && slice["metadata"]["labels"]["kubernetes.io/service-name"] == service["metadata"]["name"]
+                && slice["metadata"]["labels"]["kubernetes.io/service-name"]
+                    == service["metadata"]["name"]
         });
         mine.flat_map(|slice| {
-            let ports: Vec<_> = slice["ports"].as_array().into_iter().flatten().filter_map(|port| port["port"].as_u64()).collect();
-            let ready = slice["endpoints"].as_array().into_iter().flatten().filter(|endpoint| endpoint["conditions"]["ready"] != false);
-            let addresses: Vec<_> = ready.filter_map(|endpoint| endpoint["addresses"][0].as_str()).collect();
-            addresses.into_iter().flat_map(move |address| ports.clone().into_iter().map(move |port| join(address, port))).collect::<Vec<_>>()
+            let ports: Vec<_> = slice["ports"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|port| port["port"].as_u64())
+                .collect();
+            let ready = slice["endpoints"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|endpoint| endpoint["conditions"]["ready"] != false);
+            let addresses: Vec<_> = ready
+                .filter_map(|endpoint| endpoint["addresses"][0].as_str())
+                .collect();
+            addresses
+                .into_iter()
+                .flat_map(move |address| {
+                    ports
+                        .clone()
+                        .into_iter()
+                        .map(move |port| join(address, port))
+                })
+                .collect::<Vec<_>>()
         })
         .collect()
     };
@@ -84,11 +137,19 @@ async fn services(client: &Client) -> anyhow::Result<Vec<Value>> {
 }
 
 fn join(address: &str, port: u64) -> String {
-    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+    if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    }
 }
 
 fn list(value: &Value) -> String {
-    let texts = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+    let texts = value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str);
     texts.collect::<Vec<_>>().join(", ")
 }
 
@@ -96,34 +157,78 @@ fn text(state: &Value) -> String {
     let mut lines = Vec::new();
     let each = |field: &str| state[field].as_array().cloned().unwrap_or_default();
     for node in each("nodes") {
-        let ready = if node["ready"] == true { "Ready".to_owned() } else { format!("not ready: {}", node["message"].as_str().unwrap_or_default()) };
+        let ready = if node["ready"] == true {
+            "Ready".to_owned()
+        } else {
+            format!(
+                "not ready: {}",
+                node["message"].as_str().unwrap_or_default()
+            )
+        };
         let cidrs = list(&node["podCIDRs"]);
-        lines.push(format!("node {}  {ready}  pods from {cidrs}  {}", node["name"].as_str().unwrap_or_default(), node["runtime"].as_str().unwrap_or_default()));
+        lines.push(format!(
+            "node {}  {ready}  pods from {cidrs}  {}",
+            node["name"].as_str().unwrap_or_default(),
+            node["runtime"].as_str().unwrap_or_default()
+        ));
     }
     lines.push(String::new());
-    lines.push(format!("{:<48} {:<12} {:<18} {}", "POD", "STAGE", "ADDRESS", "TIMES"));
+    lines.push(format!(
+        "{:<48} {:<12} {:<18} {}",
+        "POD", "STAGE", "ADDRESS", "TIMES"
+    ));
     for pod in each("pods") {
         let text = |field: &str| pod[field].as_str().unwrap_or_default().to_owned();
         let stages = pod["stages"].as_array().cloned().unwrap_or_default();
-        let times = stages.iter().map(|stage| format!("{} {} ms", stage["name"].as_str().unwrap_or_default(), stage["tookMs"]));
+        let times = stages.iter().map(|stage| {
+            format!(
+                "{} {} ms",
+                stage["name"].as_str().unwrap_or_default(),
+                stage["tookMs"]
+            )
+        });
         let pod_name = format!("{}/{}", text("namespace"), text("name"));
-        lines.push(format!("{pod_name:<48} {:<12} {:<18} {}", text("stage"), list(&pod["ips"]), times.collect::<Vec<_>>().join(", ")));
-        for reason in pod["waiting"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        lines.push(format!(
+            "{pod_name:<48} {:<12} {:<18} {}",
+            text("stage"),
+            list(&pod["ips"]),
+            times.collect::<Vec<_>>().join(", ")
+        ));
+        for reason in pod["waiting"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+        {
             lines.push(format!("  waits: {reason}"));
         }
     }
     lines.push(String::new());
-    lines.push(format!("{:<32} {:<13} {:<18} {:<24} {}", "SERVICE", "TYPE", "ADDRESS", "PORTS", "ENDPOINTS"));
+    lines.push(format!(
+        "{:<32} {:<13} {:<18} {:<24} {}",
+        "SERVICE", "TYPE", "ADDRESS", "PORTS", "ENDPOINTS"
+    ));
     for service in each("services") {
         let text = |field: &str| service[field].as_str().unwrap_or_default().to_owned();
         let ports = service["ports"].as_array().cloned().unwrap_or_default();
         let port = |port: &Value| {
-            let node = port["nodePort"].as_u64().map_or_else(String::new, |number| format!(":{number}"));
-            format!("{}{node}/{}", port["port"], port["protocol"].as_str().unwrap_or("TCP"))
+            let node = port["nodePort"]
+                .as_u64()
+                .map_or_else(String::new, |number| format!(":{number}"));
+            format!(
+                "{}{node}/{}",
+                port["port"],
+                port["protocol"].as_str().unwrap_or("TCP")
+            )
         };
         let ports = ports.iter().map(port).collect::<Vec<_>>().join(",");
         let service_name = format!("{}/{}", text("namespace"), text("name"));
-        lines.push(format!("{service_name:<32} {:<13} {:<18} {ports:<24} {}", text("type"), list(&service["clusterIPs"]), list(&service["endpoints"])));
+        lines.push(format!(
+            "{service_name:<32} {:<13} {:<18} {ports:<24} {}",
+            text("type"),
+            list(&service["clusterIPs"]),
+            list(&service["endpoints"])
+        ));
     }
     for reason in each("waiting") {
         lines.push(format!("waits: {}", reason.as_str().unwrap_or_default()));

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
-/// Where stages are printed. Standard output; colour only on a terminal.
+/// Where stages are printed. Standard output; colour only on a terminal, and not where NO_COLOR is set.
 pub struct Console {
     start: Instant,
     last: Instant,
@@ -15,13 +15,20 @@ impl Console {
     /// Counts time from now.
     pub fn new() -> Self {
         let now = Instant::now();
-        Self { start: now, last: now, colour: std::io::stdout().is_terminal() }
+        Self {
+            start: now,
+            last: now,
+            colour: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+        }
     }
 
     /// A stage is complete.
     pub fn stage(&mut self, name: &str, detail: &str) {
         self.last = Instant::now();
-        self.line(&format!("{:8.3} s  {name:<18} {detail}", self.start.elapsed().as_secs_f64()));
+        self.line(&format!(
+            "{:8.3} s  {name:<18} {detail}",
+            self.start.elapsed().as_secs_f64()
+        ));
     }
 
     /// A title above what follows.
@@ -38,8 +45,13 @@ impl Console {
             Ok(detail) => (self.paint("ok  ", "32"), detail.clone()),
             Err(_) => (self.paint("FAIL", "31"), String::new()),
         };
-        self.line(&format!("  {mark} {claim:<52} {:6.0} ms  {detail}", took.as_secs_f64() * 1000.0));
-        outcome.map(drop).map_err(|error| error.context(format!("not true: {claim}")))
+        self.line(&format!(
+            "  {mark} {claim:<52} {:6.0} ms  {detail}",
+            took.as_secs_f64() * 1000.0
+        ));
+        outcome
+            .map(drop)
+            .map_err(|error| error.context(format!("not true: {claim}")))
     }
 
     /// A line as it is.
@@ -49,6 +61,10 @@ impl Console {
     }
 
     fn paint(&self, text: &str, code: &str) -> String {
-        if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+        if self.colour {
+            format!("\u{1b}[{code}m{text}\u{1b}[0m")
+        } else {
+            text.to_owned()
+        }
     }
 }

@@ -35,9 +35,24 @@ pub async fn run(options: cli::Up) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let mut was_ready = false;
     let outcome = async {
-        preflight::port(options.api.bind_address, options.api.secure_port, "secure-port")?;
-        preflight::port(options.api.bind_address, options.this_node.kubelet_port, "kubelet-port")?;
-        cluster(&options, &layout, &mut console, &mut signals, &mut was_ready).await
+        preflight::port(
+            options.api.bind_address,
+            options.api.secure_port,
+            "secure-port",
+        )?;
+        preflight::port(
+            options.api.bind_address,
+            options.this_node.kubelet_port,
+            "kubelet-port",
+        )?;
+        cluster(
+            &options,
+            &layout,
+            &mut console,
+            &mut signals,
+            &mut was_ready,
+        )
+        .await
     };
     let outcome = outcome.await;
     // A cluster that a user worked with keeps its data; a demo, and one that never got ready, has none.
@@ -57,7 +72,14 @@ async fn cluster(
     let (name, addresses) = address::identity(&options.this_node)?;
     let mut names: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     names.push(name.clone());
-    let plane = ControlPlane::start(layout, &options.api, &options.network, addresses.first().copied(), names, options.this_node.kubelet_port);
+    let plane = ControlPlane::start(
+        layout,
+        &options.api,
+        &options.network,
+        addresses.first().copied(),
+        names,
+        options.this_node.kubelet_port,
+    );
     let (plane, runtime) = tokio::join!(plane, Runtime::start(node::runtime_config(layout)));
     let (plane, runtime) = match (plane, runtime) {
         (Ok(plane), Ok(runtime)) => (plane, runtime),
@@ -83,7 +105,10 @@ async fn cluster(
 }
 
 /// One of the two did not start: the other is stopped.
-async fn undo(plane: anyhow::Result<ControlPlane>, runtime: anyhow::Result<Runtime>) -> anyhow::Result<()> {
+async fn undo(
+    plane: anyhow::Result<ControlPlane>,
+    runtime: anyhow::Result<Runtime>,
+) -> anyhow::Result<()> {
     let mut results = Vec::new();
     match plane {
         Ok(plane) => plane.stop().await,
@@ -105,27 +130,43 @@ fn start_node(
     addresses: Vec<std::net::IpAddr>,
 ) -> anyhow::Result<Node> {
     let pki = plane.server.pki();
-    let serving = pki.ensure("kubelet-serving", &Subject::kubelet_serving(name, &addresses))?;
+    let serving = pki.ensure(
+        "kubelet-serving",
+        &Subject::kubelet_serving(name, &addresses),
+    )?;
     let config = node::Config {
         layout: layout.clone(),
         name: name.to_owned(),
         addresses,
         cluster_cidrs: options.network.cluster_cidr.clone(),
-        serving: Some(Serving { certificate: serving.certificate, key: serving.key, client_ca: pki.ca().to_owned() }),
+        serving: Some(Serving {
+            certificate: serving.certificate,
+            key: serving.key,
+            client_ca: pki.ca().to_owned(),
+        }),
         kubelet_port: options.this_node.kubelet_port,
         pod_manifests: options.this_node.pod_manifest_path.clone(),
         max_pods: options.this_node.max_pods,
         keep: options.keep,
     };
     let clients = Clients {
-        kubelet: plane.server.client(&format!("system:node:{name}"), &["system:nodes"]),
-        proxy: plane.server.client("system:kube-proxy", &["system:node-proxier"]),
+        kubelet: plane
+            .server
+            .client(&format!("system:node:{name}"), &["system:nodes"]),
+        proxy: plane
+            .server
+            .client("system:kube-proxy", &["system:node-proxier"]),
     };
     Ok(Node::start(config, runtime, clients))
 }
 
 fn reachable(plane: &ControlPlane) -> String {
-    plane.server.addresses().first().map(ToString::to_string).unwrap_or_default()
+    plane
+        .server
+        .addresses()
+        .first()
+        .map(ToString::to_string)
+        .unwrap_or_default()
 }
 
 /// What a user sees once the components run: the node gets ready, the demo is proved, the cluster stays.
@@ -153,7 +194,10 @@ async fn work(
         demo::apply(&client).await?;
         console.line("\nThe demo runs again, for you to look at.");
     }
-    console.line(format!("\nready: export KUBECONFIG={}", layout.kubeconfig().display()));
+    console.line(format!(
+        "\nready: export KUBECONFIG={}",
+        layout.kubeconfig().display()
+    ));
     console.line("       kubectl get pods --all-namespaces --output wide");
     console.line("       Ctrl-C stops the cluster.");
     std::future::pending().await
@@ -162,11 +206,16 @@ async fn work(
 async fn node_ready(client: &Client, name: &str) -> anyhow::Result<()> {
     let ready = |node: Option<&ApiNode>| {
         let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
-        conditions.is_some_and(|all| all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"))
+        conditions.is_some_and(|all| {
+            all.iter()
+                .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        })
     };
     let waiting = await_condition(Api::<ApiNode>::all(client.clone()), name, ready);
     let waited = tokio::time::timeout(NODE_READY, waiting).await;
-    waited.with_context(|| format!("the node {name} did not get ready in {NODE_READY:?}; `orlop status` tells why"))??;
+    waited.with_context(|| {
+        format!("the node {name} did not get ready in {NODE_READY:?}; `orlop status` tells why")
+    })??;
     Ok(())
 }
 
@@ -176,7 +225,10 @@ struct Signals(Signal, Signal);
 impl Signals {
     /// From now on they end the cluster in order, instead of the process.
     fn new() -> anyhow::Result<Self> {
-        Ok(Self(signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))
+        Ok(Self(
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        ))
     }
 
     async fn next(&mut self) {
@@ -200,7 +252,10 @@ impl Folder {
         let path = layout.root().to_owned();
         let made = !path.exists();
         for folder in [&path, &layout.run()] {
-            let make = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+            let make = fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder);
             make.with_context(|| format!("create {}", folder.display()))?;
         }
         let lock = Lock::take(&layout.lock())?;
@@ -210,7 +265,8 @@ impl Folder {
     /// Removes what this run made, if it is not to be kept.
     fn close(self, remove: bool) -> anyhow::Result<()> {
         if remove && self.made {
-            fs::remove_dir_all(&self.path).with_context(|| format!("remove {}", self.path.display()))?;
+            fs::remove_dir_all(&self.path)
+                .with_context(|| format!("remove {}", self.path.display()))?;
         }
         drop(self.lock);
         Ok(())

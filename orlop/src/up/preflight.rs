@@ -24,7 +24,10 @@ pub fn kernel() -> anyhow::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let lines: Vec<String> = missing.iter().map(|missing| format!("  {missing}")).collect();
+    let lines: Vec<String> = missing
+        .iter()
+        .map(|missing| format!("  {missing}"))
+        .collect();
     bail!("this machine can't run containers:\n{}", lines.join("\n"))
 }
 
@@ -35,9 +38,13 @@ pub fn port(address: IpAddr, port: u16, flag: &str) -> anyhow::Result<()> {
         match TcpListener::bind(SocketAddr::new(address, port)) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                bail!("port {port} on {address} is taken by another program: stop it, or choose another with --{flag}")
+                bail!(
+                    "port {port} on {address} is taken by another program: stop it, or choose another with --{flag}"
+                )
             }
-            Err(error) => bail!("listen on {address}, port {port}: {error}: choose another with --{flag}"),
+            Err(error) => {
+                bail!("listen on {address}, port {port}: {error}: choose another with --{flag}")
+            }
         }
     }
     Ok(())
@@ -45,7 +52,10 @@ pub fn port(address: IpAddr, port: u16, flag: &str) -> anyhow::Result<()> {
 
 /// Whether the file system that holds `folder` (or will) has room.
 pub fn room(folder: &Path) -> anyhow::Result<()> {
-    let existing = folder.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let existing = folder
+        .ancestors()
+        .find(|ancestor| ancestor.exists())
+        .unwrap_or(Path::new("/"));
     let state = rustix::fs::statvfs(existing)?;
     let free = state.f_bavail.saturating_mul(state.f_frsize);
     ensure!(

@@ -16,7 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 pub fn demo(program: &Path) -> anyhow::Result<Outcome> {
     let mut proved = 0;
     let machine = Machine::new().with_program("orlop", program);
-    let code = machine.run(&["orlop", "up", "--demo", "--exit"], TIMEOUT, |line| {
+    let code = machine.run(&["env", "NO_COLOR=1", "orlop", "up", "--demo", "--exit"], TIMEOUT, |line| {
         println!("     | {line}");
         proved += usize::from(line.trim_start().starts_with("ok "));
     })?;
@@ -30,7 +30,7 @@ pub fn demo(program: &Path) -> anyhow::Result<Outcome> {
 const LIMITS: &str = r#"
 set -e
 fail() { echo "FAILED: $1"; cat /tmp/up.log; exit 1; }
-before() { ls /run/netns 2>/dev/null; ls /sys/class/net; find /sys/fs/cgroup -type d; cut -d' ' -f5 /proc/self/mountinfo; }
+before() { ls /run/netns 2>/dev/null || true; ls /sys/class/net; find /sys/fs/cgroup -type d; cut -d' ' -f5 /proc/self/mountinfo; }
 before | sort > /tmp/before
 orlop up > /tmp/up.log 2>&1 &
 up=$!

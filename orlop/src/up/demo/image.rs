@@ -37,8 +37,18 @@ pub fn archive() -> io::Result<Vec<u8>> {
     }
     let index = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests });
     let mut archive = tar::Builder::new(Vec::new());
-    append(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
-    append(&mut archive, "index.json", index.to_string().as_bytes(), 0o644)?;
+    append(
+        &mut archive,
+        "oci-layout",
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+        0o644,
+    )?;
+    append(
+        &mut archive,
+        "index.json",
+        index.to_string().as_bytes(),
+        0o644,
+    )?;
     for (digest, blob) in &blobs.0 {
         append(&mut archive, &format!("blobs/sha256/{digest}"), blob, 0o644)?;
     }
@@ -69,12 +79,22 @@ fn layer() -> io::Result<Vec<u8>> {
         header.set_entry_type(tar::EntryType::Directory);
         layer.append_data(&mut header, folder, io::empty())?;
     }
-    append(&mut layer, "etc/passwd", b"root:x:0:0:root:/:/demo\nnobody:x:65534:65534:nobody:/:/demo\n", 0o644)?;
+    append(
+        &mut layer,
+        "etc/passwd",
+        b"root:x:0:0:root:/:/demo\nnobody:x:65534:65534:nobody:/:/demo\n",
+        0o644,
+    )?;
     append(&mut layer, "demo", PROGRAM, 0o755)?;
     layer.into_inner()
 }
 
-fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8], mode: u32) -> io::Result<()> {
+fn append(
+    archive: &mut tar::Builder<Vec<u8>>,
+    path: &str,
+    content: &[u8],
+    mode: u32,
+) -> io::Result<()> {
     let size = u64::try_from(content.len()).map_err(io::Error::other)?;
     archive.append_data(&mut header(size, mode), path, content)
 }
@@ -104,7 +124,10 @@ mod tests {
     fn the_archive_names_both_versions_and_every_blob_has_its_digest() {
         let bytes = archive().expect("an archive");
         let mut names = Vec::new();
-        for entry in tar::Archive::new(bytes.as_slice()).entries().expect("entries") {
+        for entry in tar::Archive::new(bytes.as_slice())
+            .entries()
+            .expect("entries")
+        {
             let mut entry = entry.expect("an entry");
             let path = entry.path().expect("a path").display().to_string();
             let mut content = Vec::new();
@@ -114,7 +137,12 @@ mod tests {
             }
             if path == "index.json" {
                 let index: Value = serde_json::from_slice(&content).expect("JSON");
-                names = index["manifests"].as_array().expect("manifests").iter().map(|m| m["annotations"]["io.containerd.image.name"].clone()).collect();
+                names = index["manifests"]
+                    .as_array()
+                    .expect("manifests")
+                    .iter()
+                    .map(|m| m["annotations"]["io.containerd.image.name"].clone())
+                    .collect();
             }
         }
         assert_eq!(names, [json!(name(1)), json!(name(2))]);

@@ -41,7 +41,8 @@ fn service() -> Value {
 
 /// The Deployment with so many replicas.
 pub fn deployment(replicas: u32) -> Value {
-    let probe = |path: &str| json!({ "httpGet": { "path": path, "port": "http" }, "periodSeconds": 2 });
+    let probe =
+        |path: &str| json!({ "httpGet": { "path": path, "port": "http" }, "periodSeconds": 2 });
     let container = json!({
         "name": "server", "image": image::name(1), "imagePullPolicy": "IfNotPresent",
         "ports": [{ "name": "http", "containerPort": 8080 }],

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use cri_api::v1 as cri;
+use futures::StreamExt;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{AttachParams, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams};
+use kube::api::{
+    AttachParams, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams,
+};
 use kube::core::{ApiResource, TypeMeta};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
-use futures::StreamExt;
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
@@ -41,7 +43,13 @@ pub async fn apply(client: &Client) -> anyhow::Result<()> {
         let types: TypeMeta = serde_json::from_value(object.clone())?;
         let resource = ApiResource::from_gvk(&(&types).try_into()?);
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &resource);
-        let applied = api.patch(NAME, &PatchParams::apply("orlop-demo").force(), &Patch::Apply(&object)).await;
+        let applied = api
+            .patch(
+                NAME,
+                &PatchParams::apply("orlop-demo").force(),
+                &Patch::Apply(&object),
+            )
+            .await;
         applied.with_context(|| format!("apply {} {NAME}", types.kind))?;
     }
     Ok(())
@@ -49,13 +57,29 @@ pub async fn apply(client: &Client) -> anyhow::Result<()> {
 
 /// Waits for the demo to run and answer, then proves the rest, claim by claim. Fails with the first that doesn't
 /// hold. Afterwards the demo is deleted.
-pub async fn prove(client: &Client, cri_socket: &Path, console: &mut Console) -> anyhow::Result<()> {
+pub async fn prove(
+    client: &Client,
+    cri_socket: &Path,
+    console: &mut Console,
+) -> anyhow::Result<()> {
     let pods = rolled_out(client, objects::REPLICAS).await?;
-    console.stage("pods running", &format!("{} of {}", pods.len(), objects::REPLICAS));
+    console.stage(
+        "pods running",
+        &format!("{} of {}", pods.len(), objects::REPLICAS),
+    );
     let (service, node_port) = addresses(client).await?;
-    let mut demo = Demo { client, cri_socket, pods, service, node_port };
+    let mut demo = Demo {
+        client,
+        cri_socket,
+        pods,
+        service,
+        node_port,
+    };
     let first = demo.until_answering().await?;
-    console.stage("Service answering", &format!("http://{service} answered from {first}"));
+    console.stage(
+        "Service answering",
+        &format!("http://{service} answered from {first}"),
+    );
     console.heading("proof");
     macro_rules! claim {
         ($($claim:literal => $method:ident),* $(,)?) => {
@@ -85,35 +109,73 @@ async fn rolled_out(client: &Client, replicas: u32) -> anyhow::Result<Vec<Pod>> 
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
     let waiting = watch_until(deployments, NAME, |deployment| {
         let status = deployment.and_then(|deployment| deployment.status.as_ref());
-        status.is_some_and(|status| status.ready_replicas == Some(wanted) && status.replicas == Some(wanted))
+        status.is_some_and(|status| {
+            status.ready_replicas == Some(wanted) && status.replicas == Some(wanted)
+        })
     });
     if let Err(error) = waiting.await {
         return Err(error.context(why_pods_wait(&pods).await));
     }
     let selector = ListParams::default().labels(&format!("app={NAME}"));
-    watch_until_all(&pods, "to end", |pods| pods.iter().all(|pod| pod.metadata.deletion_timestamp.is_none())).await?;
+    watch_until_all(&pods, "to end", |pods| {
+        pods.iter()
+            .all(|pod| pod.metadata.deletion_timestamp.is_none())
+    })
+    .await?;
     Ok(pods.list(&selector).await?.items)
 }
 
 /// What the pods' own status says about why they don't run.
 async fn why_pods_wait(pods: &Api<Pod>) -> String {
-    let Ok(list) = pods.list(&ListParams::default().labels(&format!("app={NAME}"))).await else {
+    let Ok(list) = pods
+        .list(&ListParams::default().labels(&format!("app={NAME}")))
+        .await
+    else {
         return "the demo's pods are not ready".to_owned();
     };
     let mut lines = vec!["the demo's pods are not ready:".to_owned()];
     for pod in list {
         let status = pod.status.clone().unwrap_or_default();
-        let waiting = status.container_statuses.iter().flatten().filter_map(|c| c.state.as_ref()?.waiting.clone());
-        let waiting = waiting.map(|w| format!("{}: {}", w.reason.unwrap_or_default(), w.message.unwrap_or_default()));
-        let untrue = status.conditions.iter().flatten().filter(|c| c.status != "True");
-        let untrue = untrue.map(|c| format!("not {}: {}", c.type_, c.message.clone().or(c.reason.clone()).unwrap_or_default()));
+        let waiting = status
+            .container_statuses
+            .iter()
+            .flatten()
+            .filter_map(|c| c.state.as_ref()?.waiting.clone());
+        let waiting = waiting.map(|w| {
+            format!(
+                "{}: {}",
+                w.reason.unwrap_or_default(),
+                w.message.unwrap_or_default()
+            )
+        });
+        let untrue = status
+            .conditions
+            .iter()
+            .flatten()
+            .filter(|c| c.status != "True");
+        let untrue = untrue.map(|c| {
+            format!(
+                "not {}: {}",
+                c.type_,
+                c.message.clone().or(c.reason.clone()).unwrap_or_default()
+            )
+        });
         let reasons: Vec<_> = waiting.chain(untrue).collect();
-        lines.push(format!("  {} is {}; {}", pod.name_any(), status.phase.unwrap_or_default(), reasons.join("; ")));
+        lines.push(format!(
+            "  {} is {}; {}",
+            pod.name_any(),
+            status.phase.unwrap_or_default(),
+            reasons.join("; ")
+        ));
     }
     lines.join("\n")
 }
 
-async fn watch_until<K>(api: Api<K>, name: &str, mut holds: impl FnMut(Option<&K>) -> bool) -> anyhow::Result<()>
+async fn watch_until<K>(
+    api: Api<K>,
+    name: &str,
+    mut holds: impl FnMut(Option<&K>) -> bool,
+) -> anyhow::Result<()>
 where
     K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
@@ -138,34 +200,69 @@ where
 }
 
 /// Waits until `holds` is true of all of the demo's pods.
-async fn watch_until_all(api: &Api<Pod>, what: &str, holds: impl Fn(&[Pod]) -> bool) -> anyhow::Result<()> {
+async fn watch_until_all(
+    api: &Api<Pod>,
+    what: &str,
+    holds: impl Fn(&[Pod]) -> bool,
+) -> anyhow::Result<()> {
     let selector = format!("app={NAME}");
-    let events = watcher(api.clone(), watcher::Config::default().labels(&selector)).default_backoff();
+    let events =
+        watcher(api.clone(), watcher::Config::default().labels(&selector)).default_backoff();
     futures::pin_mut!(events);
     let waiting = async {
         let mut listed = false;
         while let Some(event) = events.next().await {
             listed |= matches!(event, Ok(watcher::Event::InitDone));
-            if listed && holds(&api.list(&ListParams::default().labels(&selector)).await?.items) {
+            if listed
+                && holds(
+                    &api.list(&ListParams::default().labels(&selector))
+                        .await?
+                        .items,
+                )
+            {
                 return Ok(());
             }
         }
         bail!("the watch of pods ended")
     };
-    tokio::time::timeout(PATIENCE, waiting).await.with_context(|| format!("wait for pods {what}"))?
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .with_context(|| format!("wait for pods {what}"))?
 }
 
 async fn addresses(client: &Client) -> anyhow::Result<(SocketAddr, SocketAddr)> {
-    let service = Api::<Service>::namespaced(client.clone(), NAMESPACE).get(NAME).await?;
+    let service = Api::<Service>::namespaced(client.clone(), NAMESPACE)
+        .get(NAME)
+        .await?;
     let spec = service.spec.context("the Service has no spec")?;
-    let cluster_ip: IpAddr = spec.cluster_ip.context("the Service has no address")?.parse()?;
-    let port = spec.ports.iter().flatten().next().context("the Service has no port")?.clone();
+    let cluster_ip: IpAddr = spec
+        .cluster_ip
+        .context("the Service has no address")?
+        .parse()?;
+    let port = spec
+        .ports
+        .iter()
+        .flatten()
+        .next()
+        .context("the Service has no port")?
+        .clone();
     let node_port = u16::try_from(port.node_port.context("the Service has no NodePort")?)?;
-    let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?;
-    let addresses = nodes.items.iter().flat_map(|node| node.status.iter().flat_map(|status| status.addresses.iter().flatten()));
-    let internal = addresses.filter(|address| address.type_ == "InternalIP").find_map(|address| address.address.parse().ok());
+    let nodes = Api::<Node>::all(client.clone())
+        .list(&ListParams::default())
+        .await?;
+    let addresses = nodes.items.iter().flat_map(|node| {
+        node.status
+            .iter()
+            .flat_map(|status| status.addresses.iter().flatten())
+    });
+    let internal = addresses
+        .filter(|address| address.type_ == "InternalIP")
+        .find_map(|address| address.address.parse().ok());
     let node: IpAddr = internal.context("the node has no InternalIP")?;
-    Ok((SocketAddr::new(cluster_ip, u16::try_from(port.port)?), SocketAddr::new(node, node_port)))
+    Ok((
+        SocketAddr::new(cluster_ip, u16::try_from(port.port)?),
+        SocketAddr::new(node, node_port),
+    ))
 }
 
 impl Demo<'_> {
@@ -184,7 +281,11 @@ impl Demo<'_> {
     fn addresses(&self) -> anyhow::Result<Vec<SocketAddr>> {
         let address = |pod: &Pod| {
             let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
-            anyhow::Ok(SocketAddr::new(ip.with_context(|| format!("{} has no address", pod.name_any()))?.parse()?, 8080))
+            anyhow::Ok(SocketAddr::new(
+                ip.with_context(|| format!("{} has no address", pod.name_any()))?
+                    .parse()?,
+                8080,
+            ))
         };
         self.pods.iter().map(address).collect()
     }
@@ -204,24 +305,41 @@ impl Demo<'_> {
     async fn own_addresses(&mut self) -> anyhow::Result<String> {
         let addresses = self.addresses()?;
         let distinct: BTreeSet<_> = addresses.iter().collect();
-        ensure!(distinct.len() == self.pods.len(), "addresses are shared: {addresses:?}");
+        ensure!(
+            distinct.len() == self.pods.len(),
+            "addresses are shared: {addresses:?}"
+        );
         for (pod, address) in self.pods.iter().zip(&addresses) {
             let answer = reach::get(*address, "/").await?;
-            ensure!(answer == pod.name_any(), "{address} is {}'s but {answer} answers", pod.name_any());
+            ensure!(
+                answer == pod.name_any(),
+                "{address} is {}'s but {answer} answers",
+                pod.name_any()
+            );
         }
-        Ok(addresses.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>().join(", "))
+        Ok(addresses
+            .iter()
+            .map(|address| address.ip().to_string())
+            .collect::<Vec<_>>()
+            .join(", "))
     }
 
     /// Runs the demo's program in a pod; its output, if it ended with 0.
     async fn run(&self, pod: &str, words: &[&str]) -> anyhow::Result<String> {
         let (output, status) = self.run_any(pod, words).await?;
-        ensure!(status == 0, "{words:?} in {pod} ended with {status}: {output}");
+        ensure!(
+            status == 0,
+            "{words:?} in {pod} ended with {status}: {output}"
+        );
         Ok(output)
     }
 
     async fn run_any(&self, pod: &str, words: &[&str]) -> anyhow::Result<(String, i32)> {
         let command = std::iter::once("/demo").chain(words.iter().copied());
-        let mut process = self.api().exec(pod, command, &AttachParams::default().stderr(true)).await?;
+        let mut process = self
+            .api()
+            .exec(pod, command, &AttachParams::default().stderr(true))
+            .await?;
         let status = process.take_status().context("exec has no status")?;
         let mut output = String::new();
         if let Some(mut stdout) = process.stdout() {
@@ -232,11 +350,22 @@ impl Demo<'_> {
         }
         let status = status.await.context("exec ended without a status")?;
         process.join().await?;
-        let causes = status.details.and_then(|details| details.causes).unwrap_or_default();
-        let code = causes.iter().find(|cause| cause.reason.as_deref() == Some("ExitCode")).and_then(|cause| cause.message.as_ref()?.parse().ok());
+        let causes = status
+            .details
+            .and_then(|details| details.causes)
+            .unwrap_or_default();
+        let code = causes
+            .iter()
+            .find(|cause| cause.reason.as_deref() == Some("ExitCode"))
+            .and_then(|cause| cause.message.as_ref()?.parse().ok());
         match status.status.as_deref() {
             Some("Success") => Ok((output, 0)),
-            _ => Ok((output, code.with_context(|| format!("exec failed: {}", status.message.unwrap_or_default()))?)),
+            _ => Ok((
+                output,
+                code.with_context(|| {
+                    format!("exec failed: {}", status.message.unwrap_or_default())
+                })?,
+            )),
         }
     }
 
@@ -245,19 +374,33 @@ impl Demo<'_> {
         let addresses = self.addresses()?;
         for from in &names {
             for (to, address) in names.iter().zip(&addresses) {
-                let answer = self.run(from, &["get", &format!("http://{address}/")]).await?;
-                ensure!(answer.trim() == to, "from {from}, {address} answered as {answer:?}, not as {to}");
+                let answer = self
+                    .run(from, &["get", &format!("http://{address}/")])
+                    .await?;
+                ensure!(
+                    answer.trim() == to,
+                    "from {from}, {address} answered as {answer:?}, not as {to}"
+                );
             }
             let answer = self.run(from, &["get", "http://127.0.0.1:8080/"]).await?;
-            ensure!(answer.trim() == from, "localhost in {from} answered as {answer:?}");
+            ensure!(
+                answer.trim() == from,
+                "localhost in {from} answered as {answer:?}"
+            );
         }
         Ok(format!("{} paths", names.len() * (names.len() + 1)))
     }
 
     async fn mounts(&mut self) -> anyhow::Result<String> {
         for address in self.addresses()? {
-            ensure!(reach::get(address, "/config").await? == objects::GREETING, "{address} has another ConfigMap");
-            ensure!(reach::get(address, "/secret").await? == objects::PASSWORD, "{address} has another Secret");
+            ensure!(
+                reach::get(address, "/config").await? == objects::GREETING,
+                "{address} has another ConfigMap"
+            );
+            ensure!(
+                reach::get(address, "/secret").await? == objects::PASSWORD,
+                "{address} has another Secret"
+            );
         }
         Ok("in every pod".to_owned())
     }
@@ -273,7 +416,16 @@ impl Demo<'_> {
 
     async fn service_from_pod(&mut self) -> anyhow::Result<String> {
         let from = self.first()?.name_any();
-        let output = self.run(&from, &["get", &format!("http://{}/", self.service), &DRAWS.to_string()]).await?;
+        let output = self
+            .run(
+                &from,
+                &[
+                    "get",
+                    &format!("http://{}/", self.service),
+                    &DRAWS.to_string(),
+                ],
+            )
+            .await?;
         let seen: BTreeSet<String> = output.lines().map(str::to_owned).collect();
         ensure!(seen == self.names(), "from {from}, only {seen:?} answered");
         Ok(format!("{DRAWS} connections, itself among them"))
@@ -281,15 +433,24 @@ impl Demo<'_> {
 
     async fn node_port_answers(&mut self) -> anyhow::Result<String> {
         let answer = reach::get(self.node_port, "/").await?;
-        ensure!(self.names().contains(&answer), "{answer:?} is none of the pods");
+        ensure!(
+            self.names().contains(&answer),
+            "{answer:?} is none of the pods"
+        );
         Ok(self.node_port.to_string())
     }
 
     async fn logs(&mut self) -> anyhow::Result<String> {
         let pod = self.first()?.name_any();
         let text = self.api().logs(&pod, &LogParams::default()).await?;
-        ensure!(text.starts_with("serving on port 8080\n"), "the log of {pod} starts otherwise: {text:?}");
-        ensure!(text.contains("GET / 200 OK\n"), "the log of {pod} lacks the requests: {text:?}");
+        ensure!(
+            text.starts_with("serving on port 8080\n"),
+            "the log of {pod} starts otherwise: {text:?}"
+        );
+        ensure!(
+            text.contains("GET / 200 OK\n"),
+            "the log of {pod} lacks the requests: {text:?}"
+        );
         Ok(format!("{} lines of {pod}", text.lines().count()))
     }
 
@@ -324,54 +485,99 @@ impl Demo<'_> {
         for replicas in [5, objects::REPLICAS] {
             let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), NAMESPACE);
             let patch = json!({ "spec": { "replicas": replicas } });
-            deployments.patch_scale(NAME, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+            deployments
+                .patch_scale(NAME, &PatchParams::default(), &Patch::Merge(&patch))
+                .await?;
             self.pods = rolled_out(self.client, replicas).await?;
-            ensure!(self.pods.len() == usize::try_from(replicas)?, "{} pods are there", self.pods.len());
+            ensure!(
+                self.pods.len() == usize::try_from(replicas)?,
+                "{} pods are there",
+                self.pods.len()
+            );
         }
         Ok(String::new())
     }
 
     async fn delete(&mut self) -> anyhow::Result<String> {
         let (client, foreground) = (self.client.clone(), DeleteParams::foreground());
-        Api::<Deployment>::namespaced(client.clone(), NAMESPACE).delete(NAME, &foreground).await?;
-        Api::<Service>::namespaced(client.clone(), NAMESPACE).delete(NAME, &DeleteParams::default()).await?;
-        Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE).delete(NAME, &DeleteParams::default()).await?;
-        Api::<Secret>::namespaced(client.clone(), NAMESPACE).delete(NAME, &DeleteParams::default()).await?;
-        watch_until(Api::<Deployment>::namespaced(client.clone(), NAMESPACE), NAME, |d| d.is_none()).await?;
+        Api::<Deployment>::namespaced(client.clone(), NAMESPACE)
+            .delete(NAME, &foreground)
+            .await?;
+        Api::<Service>::namespaced(client.clone(), NAMESPACE)
+            .delete(NAME, &DeleteParams::default())
+            .await?;
+        Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE)
+            .delete(NAME, &DeleteParams::default())
+            .await?;
+        Api::<Secret>::namespaced(client.clone(), NAMESPACE)
+            .delete(NAME, &DeleteParams::default())
+            .await?;
+        watch_until(
+            Api::<Deployment>::namespaced(client.clone(), NAMESPACE),
+            NAME,
+            |d| d.is_none(),
+        )
+        .await?;
         watch_until_all(&self.api(), "to be gone", <[Pod]>::is_empty).await?;
         let selector = ListParams::default().labels(&format!("app={NAME}"));
-        let sets = Api::<ReplicaSet>::namespaced(client.clone(), NAMESPACE).list(&selector).await?;
+        let sets = Api::<ReplicaSet>::namespaced(client.clone(), NAMESPACE)
+            .list(&selector)
+            .await?;
         ensure!(sets.items.is_empty(), "a ReplicaSet is left");
         self.until_no_slices().await?;
         self.until_no_sandboxes().await?;
-        ensure!(reach::get(self.service, "/").await.is_err(), "the Service's address still answers");
+        ensure!(
+            reach::get(self.service, "/").await.is_err(),
+            "the Service's address still answers"
+        );
         Ok(String::new())
     }
 
     async fn until_no_slices(&self) -> anyhow::Result<()> {
         let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), NAMESPACE);
         let selector = ListParams::default().labels(&format!("kubernetes.io/service-name={NAME}"));
-        eventually("the Service's EndpointSlices are gone", async || Ok(slices.list(&selector).await?.items.is_empty())).await
+        eventually("the Service's EndpointSlices are gone", async || {
+            Ok(slices.list(&selector).await?.items.is_empty())
+        })
+        .await
     }
 
     async fn until_no_sandboxes(&self) -> anyhow::Result<()> {
         let mut runtime = connect(self.cri_socket).await?;
-        let label = ("io.kubernetes.pod.namespace".to_owned(), NAMESPACE.to_owned());
+        let label = (
+            "io.kubernetes.pod.namespace".to_owned(),
+            NAMESPACE.to_owned(),
+        );
         eventually("the runtime has no sandbox of the demo", async || {
-            let filter = cri::PodSandboxFilter { label_selector: [label.clone()].into(), ..Default::default() };
-            let request = cri::ListPodSandboxRequest { filter: Some(filter) };
+            let filter = cri::PodSandboxFilter {
+                label_selector: [label.clone()].into(),
+                ..Default::default()
+            };
+            let request = cri::ListPodSandboxRequest {
+                filter: Some(filter),
+            };
             let sandboxes = runtime.list_pod_sandbox(request).await?.into_inner().items;
-            Ok(!sandboxes.iter().any(|s| s.metadata.as_ref().is_some_and(|m| m.name.starts_with(&format!("{NAME}-")))))
+            Ok(!sandboxes.iter().any(|s| {
+                s.metadata
+                    .as_ref()
+                    .is_some_and(|m| m.name.starts_with(&format!("{NAME}-")))
+            }))
         })
         .await
     }
 }
 
 /// Tries until true: for what no watch tells.
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+async fn eventually(
+    what: &str,
+    mut holds: impl AsyncFnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !holds().await? {
-        ensure!(tokio::time::Instant::now() < deadline, "not true in {PATIENCE:?}: {what}");
+        ensure!(
+            tokio::time::Instant::now() < deadline,
+            "not true in {PATIENCE:?}: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
@@ -381,16 +587,27 @@ type Runtime = cri::runtime_service_client::RuntimeServiceClient<tonic::transpor
 
 async fn connect(socket: &Path) -> anyhow::Result<Runtime> {
     let channel = crate::cri_client::connect(socket).await?;
-    Ok(cri::runtime_service_client::RuntimeServiceClient::new(channel))
+    Ok(cri::runtime_service_client::RuntimeServiceClient::new(
+        channel,
+    ))
 }
 
 /// Kills a container's first process from outside, as an administrator or the kernel might.
 async fn kill(socket: &Path, container_id: &str) -> anyhow::Result<()> {
     let mut runtime = connect(socket).await?;
-    let request = cri::ContainerStatusRequest { container_id: container_id.to_owned(), verbose: true };
+    let request = cri::ContainerStatusRequest {
+        container_id: container_id.to_owned(),
+        verbose: true,
+    };
     let info = runtime.container_status(request).await?.into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(info.get("info").context("the runtime gives no information")?)?;
+    let info: serde_json::Value = serde_json::from_str(
+        info.get("info")
+            .context("the runtime gives no information")?,
+    )?;
     let pid = i32::try_from(info["pid"].as_i64().context("the runtime gives no pid")?)?;
-    let pid = rustix::process::Pid::from_raw(pid).filter(|pid| pid.as_raw_nonzero().get() > 1).context("the container has no process")?;
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).with_context(|| format!("kill process {pid:?}"))
+    let pid = rustix::process::Pid::from_raw(pid)
+        .filter(|pid| pid.as_raw_nonzero().get() > 1)
+        .context("the container has no process")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+        .with_context(|| format!("kill process {pid:?}"))
 }
