@@ -60,9 +60,7 @@ impl Reader {
 
     /// The next bytes; `None` at the end, which for a terminal is that nobody has its other side open.
     pub(super) async fn read(&self) -> io::Result<Option<Bytes>> {
-        self.fd
-            .async_io(Interest::READABLE, |fd| read_once(fd))
-            .await
+        self.fd.async_io(Interest::READABLE, read_once).await
     }
 
     /// What can be read now; `None` if that is nothing.

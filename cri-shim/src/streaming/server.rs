@@ -1,12 +1,9 @@
 //! The HTTP server: from a URL with a token to its session.
 
-use super::session::{AttachSession, ExecSession, PortForwardSession, Session, Streams};
+use super::session::{AttachSession, ExecSession, PortForwardSession, Session};
 use super::tokens::Tokens;
-use super::{command, remote, websocket};
-use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderValue};
+use super::upgrade::{Body, Upgrade};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
@@ -14,7 +11,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::net::TcpListener;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 
 /// The server could not be started, or can't take another session.
@@ -40,8 +36,6 @@ pub struct Server {
     base: String,
     tokens: Arc<Mutex<Tokens<Session>>>,
 }
-
-type Body = Full<Bytes>;
 
 impl Server {
     /// Listens on `address` (port 0 takes a free one), which should be a loopback one: the token is all that protects a
@@ -133,10 +127,10 @@ impl Server {
         if !matches!(*request.method(), Method::GET | Method::POST) {
             return refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST");
         }
-        let Some(websocket) = Handshake::read(request.headers()) else {
+        let Some(upgrade) = Upgrade::read(request.headers()) else {
             return refuse(
                 StatusCode::BAD_REQUEST,
-                "unable to upgrade: this URL is for a WebSocket client",
+                "unable to upgrade: this is for WebSocket and SPDY/3.1 clients",
             );
         };
         let mut path = request.uri().path().trim_matches('/').splitn(2, '/');
@@ -156,88 +150,22 @@ impl Server {
                 "no such session: its URL is good once and for a minute",
             );
         };
-        let (streams, run): (Streams, Run) = match session {
-            Session::Exec(session) => (
-                session.streams,
-                Box::new(|remote| Box::pin(command::exec(session, remote))),
-            ),
-            Session::Attach(session) => (
-                session.streams,
-                Box::new(|remote| Box::pin(command::attach(session, remote))),
-            ),
-            Session::PortForward(_) => {
-                return refuse(StatusCode::BAD_REQUEST, "port forwarding needs SPDY/3.1");
+        match upgrade.accept(session) {
+            Err(none) => none.response(),
+            Ok((response, serve)) => {
+                let shutdown = shutdown.clone();
+                tokio::spawn(async move {
+                    match hyper::upgrade::on(request).await {
+                        Ok(upgraded) => tokio::select! {
+                            () = shutdown.cancelled() => {}
+                            () = serve(upgraded) => {}
+                        },
+                        Err(error) => tracing::debug!(%error, "streaming client left"),
+                    }
+                });
+                response
             }
-        };
-        let Some(protocol) = websocket::negotiate(websocket.protocols.iter().map(String::as_str))
-        else {
-            return refuse(
-                StatusCode::FORBIDDEN,
-                "none of the offered subprotocols is spoken here",
-            );
-        };
-        let shutdown = shutdown.clone();
-        tokio::spawn(async move {
-            let upgraded = match hyper::upgrade::on(request).await {
-                Ok(upgraded) => upgraded,
-                Err(error) => return tracing::debug!(%error, "streaming client left"),
-            };
-            let (remote, wire) = remote::remote();
-            let session = tokio::spawn(run(remote));
-            tokio::select! {
-                () = shutdown.cancelled() => session.abort(),
-                () = websocket::serve(upgraded, protocol, streams, wire) => {}
-            }
-        });
-        websocket.accept(protocol.name)
-    }
-}
-
-type Run = Box<dyn FnOnce(remote::Remote) -> futures::future::BoxFuture<'static, ()> + Send>;
-
-/// A WebSocket client's opening words (RFC 6455 §4.2.1).
-struct Handshake {
-    key: String,
-    protocols: Vec<String>,
-}
-
-impl Handshake {
-    fn read(headers: &HeaderMap) -> Option<Self> {
-        let upgrade = headers.get(header::UPGRADE)?.to_str().ok()?;
-        if !upgrade.eq_ignore_ascii_case("websocket") {
-            return None;
         }
-        let key = headers
-            .get(header::SEC_WEBSOCKET_KEY)?
-            .to_str()
-            .ok()?
-            .to_owned();
-        let protocols = headers
-            .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .map(|name| name.trim().to_owned())
-            .collect();
-        Some(Handshake { key, protocols })
-    }
-
-    fn accept(&self, protocol: &'static str) -> Response<Body> {
-        let mut response = Response::new(Body::default());
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        let headers = response.headers_mut();
-        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        if let Ok(key) = HeaderValue::from_str(&derive_accept_key(self.key.as_bytes())) {
-            headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
-        }
-        if !protocol.is_empty() {
-            headers.insert(
-                header::SEC_WEBSOCKET_PROTOCOL,
-                HeaderValue::from_static(protocol),
-            );
-        }
-        response
     }
 }
 

@@ -59,6 +59,9 @@ pub struct AttachSession {
 
 /// CRI PortForward.
 pub struct PortForwardSession {
+    /// The ports that the RPC named: a WebSocket client forwards these, one connection each. (A SPDY client names the
+    /// port with each connection.)
+    pub ports: Vec<u16>,
     /// Connects to one port.
     pub dial: DialPort,
 }

@@ -1,13 +1,17 @@
 //! WebSocket (RFC 6455) with upstream's channel protocols: the first byte of each message names its channel.
 
 use super::remote::{Output, Wire, parse_resize};
-use super::session::Streams;
+use super::session::{PortForwardSession, Streams};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -165,6 +169,147 @@ pub(super) async fn serve(upgraded: Upgraded, protocol: Protocol, streams: Strea
             let _ = tokio::time::timeout(std::time::Duration::from_secs(2), receive).await;
         }
         () = &mut receive => {}
+    }
+}
+
+/// Carries the bytes of another protocol in binary messages: what one side writes is what the other reads, wherever the
+/// messages begin and end.
+pub(super) async fn tunnel(upgraded: Upgraded) -> DuplexStream {
+    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    tokio::spawn(async move {
+        let (mut sink, mut messages) = socket.split();
+        let (mut reader, mut writer) = tokio::io::split(theirs);
+        let inward = async {
+            while let Some(Ok(message)) = messages.next().await {
+                if let Message::Binary(data) = message
+                    && writer.write_all(&data).await.is_err()
+                {
+                    return;
+                }
+            }
+        };
+        let outward = async {
+            let mut buffer = vec![0; 32 * 1024];
+            while let Ok(count @ 1..) = reader.read(&mut buffer).await {
+                let message = Message::binary(Bytes::copy_from_slice(&buffer[..count]));
+                if sink.send(message).await.is_err() {
+                    return;
+                }
+            }
+            // The client may have gone first.
+            let _ = sink.close().await;
+        };
+        tokio::select! {
+            () = inward => {}
+            () = outward => {}
+        }
+    });
+    ours
+}
+
+/// Forwards ports as upstream's WebSocket clients do: a data and an error channel for each port, in order, and one
+/// connection each. The first message on a channel is its port, little end first.
+pub(super) async fn forward_ports(
+    upgraded: Upgraded,
+    protocol: Protocol,
+    session: PortForwardSession,
+) {
+    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+    let (mut sink, mut messages) = socket.split();
+    let (output, mut outputs) = mpsc::channel::<(u8, Bytes)>(8);
+    let mut inputs = Vec::new();
+    for (index, port) in session.ports.iter().take(MAX_PORTS).enumerate() {
+        let (sender, receiver) = mpsc::channel(8);
+        inputs.push(Some(sender));
+        let channel = (index * 2) as u8;
+        tokio::spawn(forward_port(
+            channel,
+            *port,
+            (session.dial)(*port),
+            receiver,
+            output.clone(),
+        ));
+    }
+    drop(output);
+    let send = async {
+        while let Some((channel, data)) = outputs.recv().await {
+            if sink.send(protocol.encode(channel, &data)).await.is_err() {
+                return;
+            }
+        }
+        let _ = sink.close().await;
+    };
+    let receive = async {
+        while let Some(Ok(message)) = messages.next().await {
+            let Some((channel, data)) = protocol.decode(message) else {
+                continue;
+            };
+            let Some(input) = inputs.get_mut(usize::from(channel / 2)) else {
+                continue;
+            };
+            if channel % 2 == 0
+                && let Some(sender) = input
+                && sender.send(data).await.is_err()
+            {
+                *input = None; // this connection has ended; the others go on
+            }
+        }
+    };
+    tokio::select! {
+        () = send => {}
+        () = receive => {}
+    }
+}
+
+/// Channels are one byte.
+const MAX_PORTS: usize = 127;
+
+async fn forward_port(
+    channel: u8,
+    port: u16,
+    dial: BoxFuture<'static, std::io::Result<TcpStream>>,
+    mut input: mpsc::Receiver<Bytes>,
+    output: mpsc::Sender<(u8, Bytes)>,
+) {
+    let number = Bytes::copy_from_slice(&port.to_le_bytes());
+    for channel in [channel, channel + 1] {
+        if output.send((channel, number.clone())).await.is_err() {
+            return;
+        }
+    }
+    let result = async {
+        let (mut reader, mut writer) = dial.await?.into_split();
+        let inward = async {
+            while let Some(data) = input.recv().await {
+                writer.write_all(&data).await?;
+            }
+            writer.shutdown().await?;
+            std::future::pending::<std::io::Result<()>>().await
+        };
+        let outward = async {
+            let mut buffer = vec![0; 32 * 1024];
+            loop {
+                let count = reader.read(&mut buffer).await?;
+                if count == 0
+                    || output
+                        .send((channel, Bytes::copy_from_slice(&buffer[..count])))
+                        .await
+                        .is_err()
+                {
+                    return Ok(());
+                }
+            }
+        };
+        tokio::select! {
+            result = inward => result,
+            result = outward => result,
+        }
+    };
+    if let Err(cause) = result.await {
+        let message = Bytes::from(format!("error forwarding port {port}: {cause}"));
+        // Nobody may be there to read it.
+        let _ = output.send((channel + 1, message)).await;
     }
 }
 

@@ -24,15 +24,23 @@ async fn launch_latency_and_memory() {
     }
     times.sort();
     let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
-    println!("launch to exit told: p50 {:?} p99 {:?} (launch alone {:?})", p50.0, p99.0, p50.1);
+    println!(
+        "launch to exit told: p50 {:?} p99 {:?} (launch alone {:?})",
+        p50.0, p99.0, p50.1
+    );
     let before = memory(&node);
     let count = 100;
     for i in 0..count {
         node.run(&format!("m{i}"), "sleep 1000").await;
     }
     let after = memory(&node);
-    println!("keeper and scribe, private / PSS kB: {before:?} empty, {after:?} with {count} containers");
-    println!("per container: {} B", (after.1 as i64 - before.1 as i64) * 1024 / count);
+    println!(
+        "keeper and scribe, private / PSS kB: {before:?} empty, {after:?} with {count} containers"
+    );
+    println!(
+        "per container: {} B",
+        (after.1 as i64 - before.1 as i64) * 1024 / count
+    );
 }
 
 /// Private and proportional memory of both processes, in kB.
@@ -41,7 +49,9 @@ fn memory(node: &Node) -> (u64, u64) {
         let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
         let field = |name: &str| -> u64 {
             let lines = text.lines().filter(|line| line.starts_with(name));
-            lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+            lines
+                .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+                .sum()
         };
         (field("Private_Dirty:"), field("Pss:"))
     };
