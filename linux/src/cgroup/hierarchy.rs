@@ -48,6 +48,13 @@ const V1_CONTROLLERS: [&str; 13] = [
     "rdma",
 ];
 
+const CGROUP_MAGIC: i64 = 0x0027_e0eb;
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+
+fn has_magic(path: &Path, magic: i64) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == magic)
+}
+
 impl Hierarchies {
     /// Finds them in this process's mount table.
     ///
@@ -56,7 +63,12 @@ impl Hierarchies {
     pub fn discover() -> Result<Self> {
         let table = std::fs::read_to_string("/proc/self/mountinfo")
             .context("read", || "/proc/self/mountinfo")?;
-        let found = Self::parse_mountinfo(&table);
+        let mut found = Self::parse_mountinfo(&table);
+        // Something else may be mounted over one of them.
+        found.unified = found
+            .unified
+            .filter(|mount| has_magic(mount, CGROUP2_MAGIC));
+        found.v1.retain(|v1| has_magic(&v1.mount, CGROUP_MAGIC));
         if found.unified.is_none() && found.v1.is_empty() {
             return Err(Error::new(
                 "find cgroup hierarchies in",

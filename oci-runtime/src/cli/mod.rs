@@ -8,6 +8,7 @@ mod features;
 mod foreground;
 mod inspect;
 mod lifecycle;
+mod seal;
 mod spec;
 mod update;
 
@@ -95,6 +96,12 @@ pub fn main(args: Vec<OsString>) -> i32 {
 }
 
 fn run(context: &Context, command: Command) -> Outcome {
+    if matches!(
+        command,
+        Command::Create(_) | Command::Run(_) | Command::Exec(_)
+    ) {
+        seal::restart_sealed()?;
+    }
     match command {
         Command::Create(args) => create::create(context, &args),
         Command::Run(args) => create::run(context, &args),

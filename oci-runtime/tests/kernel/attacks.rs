@@ -94,3 +94,26 @@ fn an_exec_cannot_be_traced_before_its_program_runs() {
         ""
     );
 }
+
+#[test]
+fn this_program_cannot_be_overwritten_from_a_container() {
+    // CVE-2019-5736: the container's program is the runtime itself, whose file another process of it then writes to.
+    let script = "(while true; do for p in /proc/[0-9]*; do case $(readlink $p/exe) in *busybox*|'') ;; *) exec 9<$p/exe && { echo x >>/proc/self/fd/9 && echo WRITTEN >/tmp/found; exec 9<&-; }; echo seen >>/tmp/seen;; esac; done; done) 2>/tmp/errors";
+    let bundle = Bundle::new(script).with_capabilities(&["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"]);
+    bundle.start();
+    let size = std::fs::metadata(crate::bundle::runtime()).unwrap().len();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !bundle.path("rootfs/tmp/seen").exists() && std::time::Instant::now() < deadline {
+        // Its own words make it stay a moment: waiting for a container that is being started.
+        bundle.output(&["exec", &bundle.id, "/proc/self/exe", "--help"]);
+    }
+    assert!(
+        bundle.path("rootfs/tmp/seen").exists(),
+        "the attack had its chance"
+    );
+    assert!(!bundle.path("rootfs/tmp/found").exists());
+    assert_eq!(
+        std::fs::metadata(crate::bundle::runtime()).unwrap().len(),
+        size
+    );
+}
