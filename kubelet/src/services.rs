@@ -112,7 +112,8 @@ fn variables(services: &Map, namespace: &str, links: bool) -> Vec<(String, Strin
     let mut all = Vec::new();
     for ((of, name), service) in services {
         let is_master = of == "default" && name == "kubernetes";
-        if !is_master && !(links && of == namespace) {
+        let linked = links && of == namespace;
+        if !(is_master || linked) {
             continue;
         }
         let upper = name.to_uppercase().replace('-', "_");

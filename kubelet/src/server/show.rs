@@ -1,5 +1,6 @@
 //! What pods there are: as upstream lists them, and with their stages for `orlop status`.
 
+use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::{Value, json};
 
 use super::Answers;
@@ -20,6 +21,15 @@ pub fn pod_list(answers: &Answers) -> Value {
         })
         .collect();
     json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods})
+}
+
+/// Where a pod stands, in a word.
+fn stage(stopping: bool, ready: bool, status: Option<&PodStatus>) -> &str {
+    match status.and_then(|s| s.phase.as_deref()).unwrap_or("Pending") {
+        _ if stopping => "Terminating",
+        "Running" if ready => "Ready",
+        phase => phase,
+    }
 }
 
 /// `GET /orlop/pods`: each pod with its phase, addresses, stages and what it waits for.
@@ -55,6 +65,7 @@ pub fn stages(answers: &Answers) -> Value {
                 "namespace": pod.namespace(),
                 "name": pod.name(),
                 "uid": pod.uid().as_str(),
+                "stage": stage(shown.stopping, ready, status),
                 "phase": status.and_then(|s| s.phase.clone()).unwrap_or_else(|| "Pending".into()),
                 "ready": ready,
                 "stopping": shown.stopping,

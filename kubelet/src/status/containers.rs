@@ -87,7 +87,7 @@ fn without_instance(facts: &Facts, spec: &Spec, init: bool) -> ContainerStatus {
     }
     let waiting = facts.memory.failed_starts.get(&spec.name).map_or_else(
         || ContainerStateWaiting {
-            reason: Some(default_reason(facts, init).into()),
+            reason: Some(default_reason(facts).into()),
             message: None,
         },
         |failed| ContainerStateWaiting {
@@ -115,13 +115,11 @@ fn without_instance(facts: &Facts, spec: &Spec, init: bool) -> ContainerStatus {
     }
 }
 
-fn default_reason(facts: &Facts, init: bool) -> &'static str {
-    if !init && !facts.pod.init_containers().is_empty() {
-        "PodInitializing"
-    } else if init && facts.runtime.sandboxes.is_empty() {
-        "PodInitializing"
-    } else {
+fn default_reason(facts: &Facts) -> &'static str {
+    if facts.pod.init_containers().is_empty() {
         "ContainerCreating"
+    } else {
+        "PodInitializing"
     }
 }
 

@@ -261,7 +261,7 @@ impl Worker {
             .iter()
             .flatten()
             .chain(status.container_statuses.iter().flatten());
-        let waiting = { all }.find_map(|c| {
+        let waiting = { all }.filter_map(|c| {
             let waiting = c.state.as_ref()?.waiting.as_ref()?;
             let reason = waiting.reason.as_deref().unwrap_or_default();
             let message = waiting
@@ -271,7 +271,7 @@ impl Worker {
                 .unwrap_or_default();
             Some(format!("{}: {reason}{message}", c.name))
         });
-        self.stages.wait_for(waiting);
+        self.stages.wait_for(waiting.collect());
     }
 }
 

@@ -7,12 +7,13 @@ use serde::Serialize;
 
 /// One stage of a pod's start.
 #[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Stage {
     /// `sandbox`, `volumes`, `image a`, `create a`, `start a`, `running`, `ready`.
     pub name: String,
     /// Milliseconds after the kubelet first saw the pod.
     pub at_ms: f64,
-    /// Milliseconds that it took; 0 for a mere moment.
+    /// Milliseconds that it took; of a mere moment: since the kubelet first saw the pod.
     pub took_ms: f64,
 }
 
@@ -26,7 +27,7 @@ pub struct Stages {
 #[derive(Default)]
 struct Inner {
     stages: Vec<Stage>,
-    waiting: Option<String>,
+    waiting: Vec<String>,
 }
 
 /// A pod that restarts for years must not grow this.
@@ -53,17 +54,17 @@ impl Stages {
     pub fn reached(&self, name: &str) {
         let known = self.lock().stages.iter().any(|s| s.name == name);
         if !known {
-            self.push(name.to_owned(), Instant::now(), Duration::ZERO);
+            self.push(name.to_owned(), self.begun, self.begun.elapsed());
         }
     }
 
-    /// Says what the pod waits for; none: nothing.
-    pub fn wait_for(&self, what: Option<String>) {
+    /// Says what the pod waits for.
+    pub fn wait_for(&self, what: Vec<String>) {
         self.lock().waiting = what;
     }
 
     /// The stages so far, and what the pod waits for.
-    pub fn snapshot(&self) -> (Vec<Stage>, Option<String>) {
+    pub fn snapshot(&self) -> (Vec<Stage>, Vec<String>) {
         let inner = self.lock();
         (inner.stages.clone(), inner.waiting.clone())
     }

@@ -73,7 +73,7 @@ impl Worker {
         let runtime = self.runtime(pod);
         self.show(pod, &runtime, &Default::default(), true);
         self.finished = true;
-        self.stages.wait_for(None);
+        self.stages.wait_for(Vec::new());
     }
 
     /// Ends the pod, removes everything that it has on this node, and then its object from the API.

@@ -153,7 +153,7 @@ impl Worker {
                     .recorder
                     .pod(pod, Kind::Warning, "FailedCreatePodSandBox", message);
                 self.stages
-                    .wait_for(Some(format!("sandbox: {}", error.message())));
+                    .wait_for(vec![format!("sandbox: {}", error.message())]);
                 self.sandbox_retry.failed();
                 false
             }
@@ -262,7 +262,7 @@ impl Worker {
                 .recorder
                 .pod(pod, Kind::Warning, "FailedMount", message.clone());
         }
-        self.stages.wait_for(Some(format!("volumes: {message}")));
+        self.stages.wait_for(vec![format!("volumes: {message}")]);
         self.volume_retry.failed();
         // A pod that has its volumes goes on with what they hold.
         self.places.is_some()
