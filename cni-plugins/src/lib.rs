@@ -7,6 +7,7 @@
 //! A new plugin is one file and one line in the table here.
 
 mod attach;
+mod bandwidth;
 mod bridge;
 mod delegate;
 mod dummy;
@@ -22,8 +23,10 @@ mod netns;
 mod network;
 mod portmap;
 mod protocol;
+mod ptp;
 mod static_ipam;
 mod sub_interface;
+mod tuning;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -54,16 +57,19 @@ struct Plugin {
 }
 
 const PLUGINS: &[Plugin] = &[
+    bandwidth::PLUGIN,
     bridge::PLUGIN,
     dummy::PLUGIN,
     host_device::PLUGIN,
     host_local::PLUGIN,
     loopback::PLUGIN,
     portmap::PLUGIN,
+    ptp::PLUGIN,
     static_ipam::PLUGIN,
     sub_interface::IPVLAN,
     sub_interface::MACVLAN,
     sub_interface::VLAN,
+    tuning::PLUGIN,
 ];
 
 /// The names that [`run`] and [`main`] answer to.

@@ -15,6 +15,8 @@ mod namespace;
 mod neighbour;
 mod new_link;
 mod route;
+mod rule;
+mod traffic;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,8 @@ pub use link::{
 pub use namespace::{in_namespace, read_sysctl, write_sysctl};
 pub use neighbour::Neighbour;
 pub use route::{Destination, Route, RouteScope};
+pub use rule::SourceRule;
+pub use traffic::TokenBucket;
 
 /// This module's result.
 pub type Result<T> = std::result::Result<T, Error>;
