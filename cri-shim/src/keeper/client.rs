@@ -227,9 +227,16 @@ impl Client {
         let user = user_namespace.is_some();
         fds.extend(user_namespace);
         fds.extend(cgroup_fds);
-        let request = Request::LaunchPodInit { id: id.to_owned(), user };
+        let request = Request::LaunchPodInit {
+            id: id.to_owned(),
+            user,
+        };
         let (pid, pidfd, _) = launched(self.call(request, fds).await?)?;
-        Ok(LaunchReply { pid, pidfd: Arc::new(pidfd), terminal: None })
+        Ok(LaunchReply {
+            pid,
+            pidfd: Arc::new(pidfd),
+            terminal: None,
+        })
     }
 
     /// Starts another process in a running container; returns after its `execve`. `exec_id` is unique on the node.

@@ -4,7 +4,6 @@
 //! the client speaks from [`command`](self), which knows exec and attach. [`exec_sync`] is the same without a client.
 
 mod command;
-mod dial;
 mod exec_sync;
 mod pipes;
 mod port_forward;
@@ -18,7 +17,6 @@ mod tokens;
 mod upgrade;
 mod websocket;
 
-pub use dial::dial_in_namespace;
 pub use exec_sync::{ExecSyncError, ExecSyncOutput, MAX_OUTPUT, exec_sync};
 pub use server::{Error, Server};
 pub use session::{
