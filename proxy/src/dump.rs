@@ -14,10 +14,7 @@ use linux::nftables::Family;
 /// # Errors
 /// The API's.
 pub async fn dump(config: &Config, client: &kube::Client) -> Result<String, kube::Error> {
-    let node = NodeFacts {
-        name: config.node_name.clone(),
-        ..NodeFacts::default()
-    };
+    let node = NodeFacts::named(&config.node_name);
     let mut tracker = Tracker::new(node);
     let lists = [
         source::list::<Node>(client, &source::node(&config.node_name), &config.node_name).await?,

@@ -10,8 +10,11 @@
 pub mod config;
 mod conntrack;
 mod dump;
+mod health;
+mod metrics;
 pub mod ruleset;
 pub mod service;
+mod serving;
 mod source;
 mod sysctl;
 mod table;
@@ -52,12 +55,15 @@ pub async fn run(
 ) -> Result<(), Error> {
     let (updates, receiver) = std::sync::mpsc::channel();
     let node_name = config.node_name.clone();
+    let (health, metrics) = (health::Health::default(), metrics::Metrics::default());
+    let mut tasks = tokio::task::JoinSet::new();
+    serve(&mut tasks, &config, &health, &metrics);
     let (ended, worker_end) = tokio::sync::oneshot::channel();
     // A thread of its own: it sleeps in the kernel while a transaction is made.
     std::thread::Builder::new()
         .name("service-rules".into())
         .spawn(move || {
-            let result = Worker::new(config).and_then(|mut worker| {
+            let result = Worker::new(config, health, metrics).and_then(|mut worker| {
                 let result = worker.run(&receiver);
                 worker.clean_up();
                 result
@@ -65,7 +71,6 @@ pub async fn run(
             let _ = ended.send(result);
         })
         .map_err(|_| Error::WorkerEnded)?;
-    let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follow::<Node>(
         client.clone(),
         source::node(&node_name),
@@ -95,6 +100,32 @@ pub async fn run(
     // Without senders the worker ends.
     tasks.shutdown().await;
     Ok(worker_end.await.map_err(|_| Error::WorkerEnded)??)
+}
+
+/// Starts what the proxy serves over HTTP.
+fn serve(
+    tasks: &mut tokio::task::JoinSet<()>,
+    config: &Config,
+    health: &health::Health,
+    metrics: &metrics::Metrics,
+) {
+    tasks.spawn(serving::serve_checks(health.clone()));
+    if let Some(address) = config.healthz_address {
+        let (health, metrics) = (health.clone(), metrics.clone());
+        tasks.spawn(serving::serve_address(
+            address,
+            "/healthz",
+            move |request| serving::answer_health(request.uri().path(), &health, &metrics),
+        ));
+    }
+    if let Some(address) = config.metrics_address {
+        let metrics = metrics.clone();
+        tasks.spawn(serving::serve_address(
+            address,
+            "/metrics",
+            move |request| serving::answer_metrics(request.uri().path(), &metrics),
+        ));
+    }
 }
 
 /// Deletes the proxy's rules in this network namespace; none there is no error. For a node that no proxy serves any

@@ -1,13 +1,15 @@
 //! The thread that turns the API's changes into transactions.
 
 use crate::config::{Config, DetectLocal, NodePortAddresses, Progress};
+use crate::health::{Health, ServiceHealth};
+use crate::metrics::Metrics;
 use crate::service::{Change, NodeFacts, ResolvedService, ServiceName, SliceName, Tracker};
 use crate::source::{Kind, Update};
 use crate::table::{FamilyTable, Outcome};
 use crate::{conntrack, sysctl};
 use ipnet::IpNet;
 use linux::nftables::{BatchError, Family, Socket};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -49,6 +51,10 @@ pub struct Worker {
     tables: Vec<FamilyTable>,
     listed: HashSet<Kind>,
     retries: BTreeMap<ServiceName, Retry>,
+    health: Health,
+    metrics: Metrics,
+    /// The ports of Services' health checks.
+    check_ports: HashMap<ServiceName, u16>,
     progress: Progress,
     started: bool,
     last_sync: Option<Instant>,
@@ -59,7 +65,7 @@ impl Worker {
     ///
     /// # Errors
     /// [`Error::Socket`].
-    pub fn new(mut config: Config) -> Result<Worker, Error> {
+    pub fn new(mut config: Config, health: Health, metrics: Metrics) -> Result<Worker, Error> {
         let socket = Socket::open().map_err(Error::Socket)?;
         let ipv6 = matches!(&config.detect_local, DetectLocal::Networks(networks)
             if networks.iter().any(|network| network.addr().is_ipv6()));
@@ -67,10 +73,7 @@ impl Worker {
         if config.bridge.is_some() && sysctl::enable_bridge_filtering() {
             config.bridge = None;
         }
-        let node = NodeFacts {
-            name: config.node_name.clone(),
-            ..NodeFacts::default()
-        };
+        let node = NodeFacts::named(&config.node_name);
         let tables = [Family::Ip, Family::Ip6]
             .into_iter()
             .map(|family| FamilyTable::new(family, &config, node_port_networks(&config, &node)))
@@ -82,6 +85,9 @@ impl Worker {
             tables,
             listed: HashSet::new(),
             retries: BTreeMap::new(),
+            health,
+            metrics,
+            check_ports: HashMap::new(),
             progress: Progress::default(),
             started: false,
             last_sync: None,
@@ -131,6 +137,13 @@ impl Worker {
         match update {
             Update::Change(change, at) => {
                 since.get_or_insert(at);
+                if let Change::Node(node) = &change {
+                    self.health.set_node_eligible(node.eligible);
+                } else {
+                    let is_service = matches!(change, Change::Service(..) | Change::ServiceGone(_));
+                    self.metrics.queued(is_service);
+                    self.health.pending();
+                }
                 self.tracker.apply(change);
             }
             Update::List(kind, changes) => {
@@ -139,6 +152,9 @@ impl Worker {
                     self.tracker.apply(gone);
                 }
                 for change in changes {
+                    if let Change::Node(node) = &change {
+                        self.health.set_node_eligible(node.eligible);
+                    }
                     self.tracker.apply(change);
                 }
                 self.listed.insert(kind);
@@ -183,6 +199,7 @@ impl Worker {
         let changed = self.tracker.take_changed();
         self.follow_node();
         if changed.is_empty() && self.started {
+            self.health.synced();
             return Ok(());
         }
         let outcome = if self.started {
@@ -225,6 +242,7 @@ impl Worker {
         }
         for name in changed {
             let resolved = self.tracker.resolve(name);
+            self.check(name, resolved.as_ref());
             for table in &mut tables {
                 outcome
                     .waiting
@@ -233,11 +251,17 @@ impl Worker {
         }
         for mut table in tables {
             let family = table.model().family();
+            let begun = Instant::now();
             match table.start(&mut self.socket) {
                 Ok(part) => {
-                    outcome.join(part);
+                    self.metrics.synced(family, begun.elapsed(), part.changes);
                     let all: Vec<_> = changed.iter().map(|name| (name.clone(), None)).collect();
-                    conntrack::delete_stale(&mut self.socket, &table, &all);
+                    let deleted = conntrack::delete_stale(&mut self.socket, &table, &all);
+                    self.metrics.conntrack_deleted(deleted);
+                    part.failures
+                        .iter()
+                        .for_each(|_| self.metrics.refused(family));
+                    outcome.join(part);
                     self.tables.push(table);
                 }
                 Err(error) if family == Family::Ip6 && !table.is_needed() => {
@@ -254,17 +278,53 @@ impl Worker {
         let resolve = |name: &ServiceName| (name.clone(), self.tracker.resolve(name));
         let resolved: Vec<(ServiceName, Option<ResolvedService>)> =
             changed.iter().map(resolve).collect();
+        for (name, resolved) in &resolved {
+            self.check(name, resolved.as_ref());
+        }
         let mut outcome = Outcome::default();
         for table in &mut self.tables {
+            let family = table.model().family();
+            let begun = Instant::now();
             let changes = resolved
                 .iter()
                 .map(|(name, resolved)| (name, resolved.as_ref()))
                 .collect();
             let part = table.apply(&mut self.socket, changes);
-            conntrack::delete_stale(&mut self.socket, table, &part.before);
+            self.metrics.synced(family, begun.elapsed(), part.changes);
+            part.failures
+                .iter()
+                .for_each(|_| self.metrics.refused(family));
+            let deleted = conntrack::delete_stale(&mut self.socket, table, &part.before);
+            self.metrics.conntrack_deleted(deleted);
             outcome.join(part);
         }
         outcome
+    }
+
+    /// Follows a Service's health check.
+    fn check(&mut self, name: &ServiceName, resolved: Option<&ResolvedService>) {
+        let wanted = resolved
+            .and_then(|resolved| Some((resolved.health_check_port?, resolved.local_endpoints)));
+        if wanted.is_none() && !self.check_ports.contains_key(name) {
+            return;
+        }
+        let before = self.check_ports.remove(name);
+        self.health.change_checks(|checks| {
+            if let Some(port) = before {
+                checks.remove(&port);
+            }
+            if let Some((port, local_endpoints)) = wanted {
+                checks.insert(
+                    port,
+                    ServiceHealth {
+                        service: name.clone(),
+                        local_endpoints,
+                    },
+                );
+            }
+        });
+        self.check_ports
+            .extend(wanted.map(|(port, _)| (name.clone(), port)));
     }
 
     /// Remembers what was refused, and says what was done.
@@ -305,6 +365,8 @@ impl Worker {
                 },
             );
         }
+        self.metrics.set_refused(self.retries.len());
+        self.health.synced();
         self.progress = Progress {
             transactions: self.progress.transactions + 1,
             last_changes: outcome.changes,

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What the proxy knows about its own node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeFacts {
     /// The Node's name.
     pub name: String,
@@ -16,6 +16,29 @@ pub struct NodeFacts {
     pub zone: String,
     /// Its addresses, the primary one of each family first.
     pub addresses: Vec<IpAddr>,
+    /// Its pods' networks.
+    pub pod_networks: Vec<IpNet>,
+    /// Whether load balancers may send traffic to it: not while it is being deleted.
+    pub eligible: bool,
+}
+
+impl NodeFacts {
+    /// A node of which only the name is known.
+    pub fn named(name: &str) -> NodeFacts {
+        NodeFacts {
+            name: name.to_owned(),
+            zone: String::new(),
+            addresses: Vec::new(),
+            pod_networks: Vec::new(),
+            eligible: true,
+        }
+    }
+}
+
+impl Default for NodeFacts {
+    fn default() -> NodeFacts {
+        NodeFacts::named("")
+    }
 }
 
 /// A transport protocol that Services have.

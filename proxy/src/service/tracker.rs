@@ -74,10 +74,11 @@ impl Tracker {
             Change::Slice(slice, owner, facts) => self.apply_slice(slice, owner, facts),
             Change::SliceGone(slice) => self.remove_slice(&slice),
             Change::Node(node) => {
-                if node != self.node {
-                    self.node = node;
+                // Endpoints are chosen by the zone; the rest of it is for others.
+                if node.zone != self.node.zone {
                     self.dirty.extend(self.known.keys().cloned());
                 }
+                self.node = node;
             }
         }
     }

@@ -94,6 +94,8 @@ impl Followed for Node {
     }
 
     fn changed(&self, _node: &str) -> Change {
+        /// The cluster autoscaler is about to delete the node.
+        const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
         const ZONE: &str = "topology.kubernetes.io/zone";
         let addresses = || self.status.addresses.iter();
         let of_kind = |kind| {
@@ -104,6 +106,14 @@ impl Followed for Node {
             zone: self.metadata.labels.get(ZONE).cloned().unwrap_or_default(),
             name: self.metadata.name.clone(),
             addresses: of_kind("InternalIP").chain(of_kind("ExternalIP")).collect(),
+            pod_networks: self
+                .spec
+                .pod_cidrs
+                .iter()
+                .filter_map(|text| text.parse().ok())
+                .collect(),
+            eligible: self.metadata.deletion_timestamp.is_none()
+                && !self.spec.taints.iter().any(|taint| taint.key == LEAVING),
         })
     }
 

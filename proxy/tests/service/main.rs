@@ -4,6 +4,7 @@ mod api;
 mod lab;
 mod packets;
 mod rules;
+mod serving;
 
 use api::Api;
 use lab::Namespace;
