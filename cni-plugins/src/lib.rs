@@ -11,6 +11,7 @@ mod bandwidth;
 mod bridge;
 mod delegate;
 mod dummy;
+mod firewall;
 mod host_device;
 mod host_end;
 mod host_local;
@@ -24,9 +25,11 @@ mod network;
 mod portmap;
 mod protocol;
 mod ptp;
+mod sbr;
 mod static_ipam;
 mod sub_interface;
 mod tuning;
+mod vrf;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -60,16 +63,19 @@ const PLUGINS: &[Plugin] = &[
     bandwidth::PLUGIN,
     bridge::PLUGIN,
     dummy::PLUGIN,
+    firewall::PLUGIN,
     host_device::PLUGIN,
     host_local::PLUGIN,
     loopback::PLUGIN,
     portmap::PLUGIN,
     ptp::PLUGIN,
+    sbr::PLUGIN,
     static_ipam::PLUGIN,
     sub_interface::IPVLAN,
     sub_interface::MACVLAN,
     sub_interface::VLAN,
     tuning::PLUGIN,
+    vrf::PLUGIN,
 ];
 
 /// The names that [`run`] and [`main`] answer to.

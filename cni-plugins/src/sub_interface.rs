@@ -37,7 +37,7 @@ pub const VLAN: Plugin = Plugin {
 };
 
 /// Upstream's keys of all three.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct NetConf {
     master: String,
@@ -50,20 +50,6 @@ struct NetConf {
     vlan_id: Option<u32>,
     #[serde(flatten)]
     mac: MacConf,
-}
-
-impl Default for NetConf {
-    fn default() -> Self {
-        Self {
-            master: String::new(),
-            mode: String::new(),
-            mtu: 0,
-            link_in_container: false,
-            bc_queue_len: None,
-            vlan_id: None,
-            mac: MacConf::default(),
-        }
-    }
 }
 
 fn add_macvlan(request: &Request) -> Result<NetResult, Error> {
