@@ -1,9 +1,13 @@
 //! What one kubelet is told at start.
 
+mod file;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use file::Error as FileError;
 
 /// Everything that a kubelet needs to know; no file is read behind its back.
 ///

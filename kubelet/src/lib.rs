@@ -48,7 +48,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, ServerConfig};
+pub use config::{Config, FileError, ServerConfig};
 use fields::NodeFacts;
 use images::Images;
 use node::{Machine, NodeKeeper};
