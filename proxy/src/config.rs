@@ -8,10 +8,12 @@ use tokio::sync::watch;
 /// How the node's own pods are told from other sources, whose traffic to a Service is masqueraded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DetectLocal {
-    /// By their addresses: `ClusterCIDR`, or `NodeCIDR`.
+    /// By their addresses: `ClusterCIDR`.
     Networks(Vec<IpNet>),
     /// By the interface that their packets come in by: `BridgeInterface`, or `InterfaceNamePrefix` if it ends in `*`.
     Interface(String),
+    /// By the addresses that the Node object has for its pods: `NodeCIDR`.
+    NodeNetworks,
     /// Not at all: traffic to a ClusterIP is never masqueraded, unless `masquerade_all`.
     Unknown,
 }
@@ -25,6 +27,25 @@ pub enum NodePortAddresses {
     Primary,
     /// On those in these networks.
     Networks(Vec<IpNet>),
+}
+
+/// Connection tracking's limits, in upstream's words; what is `None` or 0 is left as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConntrackSettings {
+    /// Connections at most, for each core.
+    pub max_per_core: u32,
+    /// Connections at most, however few the cores.
+    pub min: u32,
+    /// Idle time of established TCP connections.
+    pub tcp_established: Option<Duration>,
+    /// Idle time of TCP connections in CLOSE_WAIT.
+    pub tcp_close_wait: Option<Duration>,
+    /// Don't take TCP packets out of window for invalid.
+    pub tcp_be_liberal: bool,
+    /// Idle time of UDP flows without answers.
+    pub udp: Option<Duration>,
+    /// Idle time of UDP flows with answers.
+    pub udp_stream: Option<Duration>,
 }
 
 /// The proxy's configuration.
@@ -47,6 +68,8 @@ pub struct Config {
     /// goes past it from pod to pod: `net.bridge.bridge-nf-call-iptables` is set; on a kernel without `br_netfilter`
     /// what a Service sends from the bridge back into it is masqueraded instead.
     pub bridge: Option<String>,
+    /// Connection tracking's limits; `None` leaves the kernel's.
+    pub conntrack: Option<ConntrackSettings>,
     /// Delete the rules when the proxy stops. Else they stay, as kube-proxy's do, and serve until the next start.
     pub cleanup_on_exit: bool,
     /// Where `/healthz` and `/livez` answer.
@@ -95,6 +118,7 @@ impl Config {
             node_port_addresses: NodePortAddresses::All,
             min_sync_period: Duration::ZERO,
             bridge: None,
+            conntrack: None,
             cleanup_on_exit: false,
             healthz_address: None,
             metrics_address: None,

@@ -5,7 +5,6 @@ use crate::service::object::{EndpointSlice, Node, Service};
 use crate::service::{NodeFacts, Tracker};
 use crate::source::{self, Update};
 use crate::table::FamilyTable;
-use crate::worker::node_port_networks;
 use linux::nftables::Family;
 
 /// What `nft list table` would print on this node if its proxy had just started, for both families. (An address in a
@@ -28,8 +27,7 @@ pub async fn dump(config: &Config, client: &kube::Client) -> Result<String, kube
     }
     let changed = tracker.take_changed();
     let text = |family| {
-        let mut table =
-            FamilyTable::new(family, config, node_port_networks(config, tracker.node()));
+        let mut table = FamilyTable::new(family, config, tracker.node());
         for name in &changed {
             table.expect(name, tracker.resolve(name).as_ref());
         }

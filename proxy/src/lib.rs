@@ -11,6 +11,7 @@ pub mod config;
 mod conntrack;
 mod dump;
 mod health;
+pub mod kube_proxy;
 mod metrics;
 pub mod ruleset;
 pub mod service;
@@ -20,7 +21,7 @@ mod sysctl;
 mod table;
 mod worker;
 
-pub use config::{Config, DetectLocal, NodePortAddresses, Progress};
+pub use config::{Config, ConntrackSettings, DetectLocal, NodePortAddresses, Progress};
 pub use dump::dump;
 
 use crate::service::object::{EndpointSlice, Node, Service};

@@ -1,6 +1,8 @@
 //! Kernel settings without which no packet of a Service arrives.
 
+use crate::config::ConntrackSettings;
 use std::path::Path;
+use std::time::Duration;
 
 /// Sets a setting of this network namespace, unless it has the value. What is changed is logged; what can't be
 /// changed too, with what it means.
@@ -10,9 +12,7 @@ fn ensure(name: &str, value: &str) {
         Ok(found) if found.trim() == value => {}
         Ok(found) => match std::fs::write(&path, value) {
             Ok(()) => tracing::info!("set {name} from {} to {value}", found.trim()),
-            Err(error) => {
-                tracing::warn!(%error, "set {name} to {value}: Services may not be reachable from pods")
-            }
+            Err(error) => tracing::warn!(%error, "{name} could not be set to {value}"),
         },
         Err(error) => tracing::debug!(%error, "read {name}"),
     }
@@ -49,4 +49,36 @@ pub fn enable_bridge_filtering() -> bool {
         ensure("net.bridge.bridge-nf-call-ip6tables", "1");
     }
     exists
+}
+
+/// Sets connection tracking's limits. A larger limit that is there already stays.
+pub fn set_conntrack(settings: &ConntrackSettings) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
+    let wanted = settings
+        .max_per_core
+        .saturating_mul(cores)
+        .max(settings.min);
+    let found = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max");
+    let found: u32 = found
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0);
+    if settings.max_per_core != 0 && wanted > found {
+        ensure("net.netfilter.nf_conntrack_max", &wanted.to_string());
+    }
+    let timeout = |name: &str, value: Option<Duration>| {
+        if let Some(value) = value {
+            ensure(
+                &format!("net.netfilter.nf_conntrack_{name}"),
+                &value.as_secs().to_string(),
+            );
+        }
+    };
+    timeout("tcp_timeout_established", settings.tcp_established);
+    timeout("tcp_timeout_close_wait", settings.tcp_close_wait);
+    timeout("udp_timeout", settings.udp);
+    timeout("udp_timeout_stream", settings.udp_stream);
+    if settings.tcp_be_liberal {
+        ensure("net.netfilter.nf_conntrack_tcp_be_liberal", "1");
+    }
 }

@@ -1,16 +1,14 @@
 //! The thread that turns the API's changes into transactions.
 
-use crate::config::{Config, DetectLocal, NodePortAddresses, Progress};
+use crate::config::{Config, DetectLocal, Progress};
 use crate::health::{Health, ServiceHealth};
 use crate::metrics::Metrics;
 use crate::service::{Change, NodeFacts, ResolvedService, ServiceName, SliceName, Tracker};
 use crate::source::{Kind, Update};
 use crate::table::{FamilyTable, Outcome};
 use crate::{conntrack, sysctl};
-use ipnet::IpNet;
 use linux::nftables::{BatchError, Family, Socket};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -70,13 +68,16 @@ impl Worker {
         let ipv6 = matches!(&config.detect_local, DetectLocal::Networks(networks)
             if networks.iter().any(|network| network.addr().is_ipv6()));
         sysctl::enable_forwarding(ipv6);
+        if let Some(settings) = &config.conntrack {
+            sysctl::set_conntrack(settings);
+        }
         if config.bridge.is_some() && sysctl::enable_bridge_filtering() {
             config.bridge = None;
         }
         let node = NodeFacts::named(&config.node_name);
         let tables = [Family::Ip, Family::Ip6]
             .into_iter()
-            .map(|family| FamilyTable::new(family, &config, node_port_networks(&config, &node)))
+            .map(|family| FamilyTable::new(family, &config, &node))
             .collect();
         Ok(Worker {
             config,
@@ -215,15 +216,15 @@ impl Worker {
         Ok(())
     }
 
-    /// The node's addresses may have changed.
+    /// What the Node says may have changed.
     fn follow_node(&mut self) {
         if !self.started {
             return;
         }
         for table in &mut self.tables {
-            let networks = node_port_networks(&self.config, self.tracker.node());
-            if let Err(error) = table.set_node_addresses(&mut self.socket, networks) {
-                tracing::error!(%error, "the node's addresses could not be changed in the rules");
+            if let Err(error) = table.set_node(&mut self.socket, self.tracker.node(), &self.config)
+            {
+                tracing::error!(%error, "what the Node says could not be put into the rules");
             }
         }
     }
@@ -234,8 +235,8 @@ impl Worker {
         let mut tables = std::mem::take(&mut self.tables);
         for table in &mut tables {
             let family = table.model().family();
-            // The node's addresses came with the first list.
-            table.expect_node_addresses(node_port_networks(&self.config, self.tracker.node()));
+            // The Node came with the first list.
+            table.expect_node(self.tracker.node(), &self.config);
             table
                 .adopt(&mut self.socket)
                 .map_err(|source| Error::Table { family, source })?;
@@ -389,27 +390,6 @@ impl Worker {
         }
         if let Err(error) = crate::table::delete_tables(&mut self.socket) {
             tracing::error!(%error, "the rules could not be deleted");
-        }
-    }
-}
-
-/// In which networks the node's addresses serve NodePorts; all if there are none.
-pub fn node_port_networks(config: &Config, node: &NodeFacts) -> Vec<IpNet> {
-    match &config.node_port_addresses {
-        NodePortAddresses::All => Vec::new(),
-        NodePortAddresses::Networks(networks) => networks.clone(),
-        NodePortAddresses::Primary => {
-            let of = |ipv6: bool| {
-                node.addresses
-                    .iter()
-                    .find(move |address| address.is_ipv6() == ipv6)
-                    .copied()
-            };
-            [false, true]
-                .into_iter()
-                .filter_map(of)
-                .map(|address: IpAddr| IpNet::from(address))
-                .collect()
         }
     }
 }

@@ -72,10 +72,6 @@ impl Handle {
 
 /// The table's sets and maps that hold Services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[expect(
-    missing_docs,
-    reason = "each is described where its declaration is, in `declaration`"
-)]
 pub enum SetName {
     ClusterAddresses,
     ClusterIps,

@@ -313,7 +313,7 @@ impl Builder<'_> {
                     name,
                 ))]
             }
-            DetectLocal::Unknown => Vec::new(),
+            DetectLocal::NodeNetworks | DetectLocal::Unknown => Vec::new(),
         }
     }
 
@@ -346,7 +346,7 @@ impl Builder<'_> {
                         .interface(Field::IifName, Compare::NotEqual, name)
                         .jump(MASQUERADE),
                 ),
-                DetectLocal::Unknown => None,
+                DetectLocal::NodeNetworks | DetectLocal::Unknown => None,
             });
         }
         cluster.push(Rule::new().goto("pick"));

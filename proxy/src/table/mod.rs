@@ -4,11 +4,11 @@ mod repair;
 mod write;
 
 use self::write::{add_difference, add_rules};
-use crate::config::Config;
+use crate::config::{Config, DetectLocal, NodePortAddresses};
 use crate::ruleset::model::{Difference, Found, Labelled, Programmed};
 use crate::ruleset::skeleton::{ChainRules, Skeleton};
 use crate::ruleset::{Model, SetName, TABLE};
-use crate::service::{ResolvedService, ServiceName};
+use crate::service::{NodeFacts, ResolvedService, ServiceName};
 use ipnet::IpNet;
 use linux::nftables::{Batch, BatchError, Family, Socket, Table};
 use std::collections::BTreeSet;
@@ -59,11 +59,12 @@ pub struct FamilyTable {
 
 impl FamilyTable {
     /// The table of a family; nothing is done to the kernel yet.
-    pub fn new(family: Family, config: &Config, node_addresses: Vec<IpNet>) -> FamilyTable {
-        let skeleton = Skeleton::new(family, config, &node_addresses, &BTreeSet::new());
+    pub fn new(family: Family, config: &Config, node: &NodeFacts) -> FamilyTable {
+        let (config, node_addresses) = for_node(node, config);
+        let skeleton = Skeleton::new(family, &config, &node_addresses, &BTreeSet::new());
         FamilyTable {
             table: Table::new(family, TABLE),
-            config: config.clone(),
+            config,
             node_addresses,
             skeleton,
             model: Model::new(family),
@@ -280,9 +281,9 @@ impl FamilyTable {
         );
     }
 
-    /// The node's addresses for NodePorts, before the start.
-    pub fn expect_node_addresses(&mut self, addresses: Vec<IpNet>) {
-        self.node_addresses = addresses;
+    /// What is known about the node, before the start.
+    pub fn expect_node(&mut self, node: &NodeFacts, config: &Config) {
+        (self.config, self.node_addresses) = for_node(node, config);
     }
 
     /// Whether any Service has this family.
@@ -290,22 +291,49 @@ impl FamilyTable {
         self.model.services().next().is_some()
     }
 
-    /// Takes the node's addresses for NodePorts anew, and changes the chains that name them.
+    /// Takes what is known about the node, and changes the chains that it concerns.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn set_node_addresses(
+    pub fn set_node(
         &mut self,
         socket: &mut Socket,
-        addresses: Vec<IpNet>,
+        node: &NodeFacts,
+        config: &Config,
     ) -> Result<(), BatchError> {
-        if addresses == self.node_addresses {
+        let (config, addresses) = for_node(node, config);
+        if addresses == self.node_addresses && config.detect_local == self.config.detect_local {
             return Ok(());
         }
-        self.node_addresses = addresses;
+        (self.config, self.node_addresses) = (config, addresses);
         self.rebuild_skeleton(BTreeSet::new());
         self.repair(socket).map(drop).map_err(|(error, _)| error)
     }
+}
+
+/// The configuration with what the Node says in it, and the networks in which its addresses serve NodePorts; all if
+/// there are none.
+fn for_node(node: &NodeFacts, config: &Config) -> (Config, Vec<IpNet>) {
+    let mut config = config.clone();
+    if config.detect_local == DetectLocal::NodeNetworks && !node.pod_networks.is_empty() {
+        config.detect_local = DetectLocal::Networks(node.pod_networks.clone());
+    }
+    let of = |ipv6: bool| {
+        node.addresses
+            .iter()
+            .copied()
+            .find(|address| address.is_ipv6() == ipv6)
+    };
+    let addresses = match &config.node_port_addresses {
+        NodePortAddresses::All => Vec::new(),
+        NodePortAddresses::Networks(networks) => networks.clone(),
+        NodePortAddresses::Primary => [false, true]
+            .into_iter()
+            .filter_map(of)
+            .map(IpNet::from)
+            .collect(),
+    };
+    (config, addresses)
 }
 
 /// Deletes the tables of both families; what isn't there is no error.

@@ -427,3 +427,39 @@ fn connections_made_during_changes_all_succeed() {
     assert!(running.progress().transactions > 50);
     assert_eq!(PORT, 8080);
 }
+
+#[test]
+fn node_ports_answer_on_the_nodes_primary_address_if_told_so() {
+    let lab = Lab::new(1);
+    let api = Api::default();
+    api.apply(merged(
+        service(WEB),
+        json!({ "spec": { "type": "NodePort", "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] } }),
+    ));
+    api.apply(slice(&addresses(&lab)));
+    lab.node.ip("addr add 192.0.2.7/24 dev eth0");
+    let node_with = |address: &str| {
+        json!({ "kind": "Node", "metadata": { "name": "node" }, "spec": { "podCIDRs": ["10.244.0.0/24"] },
+                "status": { "addresses": [{ "type": "InternalIP", "address": address }] } })
+    };
+    api.apply(node_with("192.0.2.1"));
+    let config = proxy::Config {
+        node_port_addresses: proxy::NodePortAddresses::Primary,
+        detect_local: proxy::DetectLocal::NodeNetworks,
+        ..config()
+    };
+    let _running = start(&api, &lab.node, config);
+    assert!(lab.outside.ask(node(30080)).is_ok());
+    assert!(lab.outside.ask(at("192.0.2.7", 30080)).is_err());
+    // From the node the source is masqueraded, so that the Node's podCIDRs are in the rules.
+    assert_eq!(
+        lab.node.ask(at(WEB, 80)).expect("an answer").seen,
+        IpAddr::from([10, 244, 0, 1])
+    );
+    api.apply(node_with("192.0.2.7"));
+    let moved = (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        lab.outside.ask(at("192.0.2.7", 30080)).is_ok()
+    });
+    assert!(moved && lab.outside.ask(node(30080)).is_err());
+}

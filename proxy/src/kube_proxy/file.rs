@@ -1,0 +1,90 @@
+//! `KubeProxyConfiguration`, version `kubeproxy.config.k8s.io/v1alpha1`: the fields that the proxy uses.
+
+use super::Error;
+use serde::Deserialize;
+
+/// The file; its fields are upstream's, which documents them. Fields that aren't here are read over: they belong to other modes or systems.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KubeProxyConfiguration {
+    pub api_version: String,
+    pub kind: String,
+    pub mode: String,
+    pub hostname_override: String,
+    #[serde(rename = "clusterCIDR")]
+    pub cluster_cidr: String,
+    pub detect_local_mode: String,
+    pub detect_local: DetectLocalFields,
+    pub client_connection: ClientConnection,
+    pub healthz_bind_address: String,
+    pub metrics_bind_address: String,
+    #[serde(deserialize_with = "null_is_default")]
+    pub node_port_addresses: Vec<String>,
+    pub conntrack: Conntrack,
+    pub nftables: Nftables,
+}
+
+/// `detectLocal`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DetectLocalFields {
+    pub bridge_interface: String,
+    pub interface_name_prefix: String,
+}
+
+/// `clientConnection`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientConnection {
+    pub kubeconfig: String,
+}
+
+/// `conntrack`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Conntrack {
+    pub max_per_core: Option<u32>,
+    pub min: Option<u32>,
+    pub tcp_established_timeout: Option<String>,
+    pub tcp_close_wait_timeout: Option<String>,
+    pub tcp_be_liberal: bool,
+    pub udp_timeout: Option<String>,
+    pub udp_stream_timeout: Option<String>,
+}
+
+/// `nftables`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Nftables {
+    pub masquerade_all: bool,
+    pub masquerade_bit: Option<i32>,
+    pub min_sync_period: Option<String>,
+}
+
+fn null_is_default<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
+}
+
+impl KubeProxyConfiguration {
+    /// Parses the file's text, YAML or JSON.
+    ///
+    /// # Errors
+    /// [`Error::Parse`], with the place; also for another kind or version.
+    pub fn parse(text: &str) -> Result<KubeProxyConfiguration, Error> {
+        const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+        const KIND: &str = "KubeProxyConfiguration";
+        let parsed: KubeProxyConfiguration =
+            serde_saphyr::from_str(text).map_err(|error| Error::Parse(error.to_string()))?;
+        if (parsed.api_version.as_str(), parsed.kind.as_str()) != (VERSION, KIND) {
+            return Err(Error::Parse(format!(
+                "it is {:?} of {:?}, not {KIND:?} of {VERSION:?}",
+                parsed.kind, parsed.api_version
+            )));
+        }
+        Ok(parsed)
+    }
+}
