@@ -3,7 +3,8 @@
 use super::connection::{self, Command, Reply};
 use super::error::KeeperError;
 use super::protocol::{Answer, Exit, ExitStatus, IoSpec, Request, VERSION};
-use super::spawn;
+use super::upgrade::program_identity;
+use super::{environment, spawn};
 use crate::watch::watch;
 use bytes::Bytes;
 use linux::socket;
@@ -11,8 +12,9 @@ use oci_runtime::{CgroupPlan, ExecPlan, LaunchPlan};
 use serde::Serialize;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
@@ -160,7 +162,7 @@ impl Client {
     pub async fn connect_or_spawn(config: Config) -> Result<Client, KeeperError> {
         let first = spawn::connect_or_spawn(&config)?;
         let (commands, receiver) = mpsc::unbounded_channel();
-        tokio::spawn(connection::run(config, first, receiver));
+        tokio::spawn(connection::run(config.clone(), first, receiver));
         let client = Client { commands };
         // A keeper that is dying may still have taken the connection: the next one is its successor's.
         for _ in 0..10 {
@@ -168,12 +170,33 @@ impl Client {
                 .call(Request::Hello { version: VERSION }, Vec::new())
                 .await
             {
-                Ok(_) => return Ok(client),
+                Ok(Reply {
+                    answer: Answer::Hello { program, .. },
+                    ..
+                }) => {
+                    client.replace_other_program(&config.program, program).await;
+                    return Ok(client);
+                }
+                Ok(_) => return Err(unexpected("hello")),
                 Err(KeeperError::Disconnected) => {}
                 Err(error) => return Err(error),
             }
         }
         Err(KeeperError::Disconnected)
+    }
+
+    /// After an update of the product the keeper still runs the old program: it is given the new one.
+    async fn replace_other_program(&self, program: &Path, running: [u64; 4]) {
+        let ours = std::fs::File::open(program)
+            .ok()
+            .and_then(|file| program_identity(file).ok());
+        if ours.is_none_or(|ours| ours == running) {
+            return;
+        }
+        match self.upgrade(program).await {
+            Ok(()) => tracing::info!("the keeper runs the new program now"),
+            Err(error) => tracing::warn!(%error, "the keeper goes on with its old program"),
+        }
     }
 
     /// Starts a container; returns after its `execve`. For an id that is held already, the running launch or the
@@ -371,12 +394,33 @@ impl Client {
         AttachStreams::new(socket, terminal, stdin)
     }
 
-    /// Replaces the keeper's program by `program` in place: same pid, same children, same descriptors.
+    /// Replaces the keeper's program in place: same pid, same children, same descriptors, same connections.
     ///
     /// # Errors
-    /// [`KeeperError::Failed`] if the new program cannot take over; the old one goes on then.
-    pub async fn upgrade(&self, program: OwnedFd) -> Result<(), KeeperError> {
-        self.call(Request::Upgrade, vec![program]).await.map(drop)
+    /// [`KeeperError::Failed`] if the new program cannot take over, or a launch was under way each time it was tried; the
+    /// old program goes on then.
+    pub async fn upgrade(&self, program: &Path) -> Result<(), KeeperError> {
+        let open = || match environment::read_only_program(program) {
+            Ok(program) => Ok(program),
+            // An older kernel: the program can be written through `/proc` then, as it can without an upgrade.
+            Err(_) => std::fs::File::open(program)
+                .map(OwnedFd::from)
+                .map_err(|cause| KeeperError::Spawn {
+                    program: program.display().to_string(),
+                    cause: cause.to_string(),
+                }),
+        };
+        let mut delay = Duration::from_millis(5);
+        loop {
+            let result = self.call(Request::Upgrade, vec![open()?]).await;
+            match result {
+                Err(KeeperError::WrongState { .. }) if delay < Duration::from_secs(1) => {
+                    tokio::time::sleep(delay.mul_f64(rand::random_range(0.5..1.5))).await;
+                    delay *= 2;
+                }
+                other => return other.map(drop),
+            }
+        }
     }
 
     /// Ends the keeper and the scribe if they hold nothing.

@@ -119,12 +119,17 @@ impl Keeper {
         };
         let prints = !matches!(container.streams, Streams::None | Streams::LostTerminal);
         container.state = ContainerState::Draining(exit);
-        if prints && self.ask_scribe_to_drain(id) {
-            self.drains
-                .push_back((Instant::now() + DRAIN_LIMIT, id.to_owned()));
+        if prints {
+            self.ask_scribe_to_drain(id);
+            self.wait_for_drain(id);
         } else {
             self.publish(id);
         }
+    }
+
+    pub(super) fn wait_for_drain(&mut self, id: &str) {
+        self.drains
+            .push_back((Instant::now() + DRAIN_LIMIT, id.to_owned()));
     }
 
     /// The scribe has written a container's last output.

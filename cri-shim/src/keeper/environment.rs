@@ -76,12 +76,12 @@ pub(super) fn leave_mount_namespace(dir: &Path) -> linux::Result<()> {
     mount::pivot_root(&root)
 }
 
-/// A descriptor through which this program can be started and can't be written: a detached read-only mount of its file.
+/// A descriptor through which a program can be started and can't be written: a detached read-only mount of its file.
 ///
 /// # Errors
 /// On kernels without `open_tree` and `mount_setattr` (before 5.12), or without the privilege.
-pub(super) fn read_only_program() -> linux::Result<OwnedFd> {
-    let program = mount::bind(Path::new("/proc/self/exe"), false)?;
+pub(super) fn read_only_program(path: &Path) -> linux::Result<OwnedFd> {
+    let program = mount::bind(path, false)?;
     let read_only = Attributes {
         set: attr::RDONLY,
         ..Attributes::default()

@@ -2,7 +2,7 @@
 
 use super::environment;
 use super::scribe_link::ScribeLink;
-use super::server::Keeper;
+use super::server::{Keeper, Parts};
 use linux::namespace::{self, NamespaceKind};
 use rustix::fs::{CWD, Mode, OFlags};
 use std::ffi::OsString;
@@ -83,7 +83,7 @@ fn detach(options: &Options) -> Result<(), String> {
     linux::process::close_on_exec_from(3).map_err(|error| error.to_string())?;
     environment::leave_session();
     environment::raise_descriptor_limit();
-    let program = environment::read_only_program();
+    let program = environment::read_only_program(Path::new("/proc/self/exe"));
     let path = match &program {
         Ok(program) => PathBuf::from(format!("/proc/self/fd/{}", program.as_raw_fd())),
         Err(error) => {
@@ -134,7 +134,7 @@ fn hold(options: &Options) -> Result<(), String> {
         ));
     }
     let scribe = ScribeLink::new(mount_namespace);
-    let mut keeper = Keeper::new(listener, containers, scribe).map_err(text)?;
+    let mut keeper = Keeper::new(Parts::fresh(listener, containers, scribe)).map_err(text)?;
     silence()?;
     complaints
         .into_iter()

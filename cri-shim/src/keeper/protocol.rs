@@ -117,6 +117,8 @@ pub(crate) enum Answer {
         version: u32,
         pid: i32,
         generation: u64,
+        /// Device, inode and time of change of the keeper's program.
+        program: [u64; 4],
     },
     /// Descriptors: the pidfd, and the terminal's master if there is one.
     Launched {

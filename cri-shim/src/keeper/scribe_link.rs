@@ -6,10 +6,12 @@ use super::poll::{Peer, Received, Token, duplicate, kernel};
 use super::protocol::{Answer, ExitStatus};
 use super::server::{Keeper, Outcome, Source, Waiter, now};
 use super::stdio::Streams;
+use super::upgrade::{Arrived, Luggage, Place, TravellingWaiter};
 use crate::scribe::protocol::{FromScribe, ToScribe};
 use linux::socket;
 use rustix::event::epoll::EventFlags;
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
@@ -29,6 +31,22 @@ pub(super) struct ScribeLink {
     mount_namespace: OwnedFd,
     reopens: HashMap<u64, (String, Waiter)>,
     next_reopen: u64,
+}
+
+/// The link as it travels to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ScribeState {
+    running: Option<(i32, Place)>,
+    mount_namespace: Place,
+    reopens: Vec<(u64, String, TravellingWaiter)>,
+    next_reopen: u64,
+}
+
+impl ScribeState {
+    /// A link without its scribe, which [`Keeper::unpack_scribe`] adds.
+    pub(super) fn mount_namespace(&self, arrived: &mut Arrived) -> Result<ScribeLink, String> {
+        Ok(ScribeLink::new(arrived.take(self.mount_namespace)?))
+    }
 }
 
 #[derive(Debug)]
@@ -62,6 +80,35 @@ impl ScribeLink {
         }
     }
 
+    /// No message to it is under way.
+    pub(super) fn is_settled(&self) -> bool {
+        self.running
+            .as_ref()
+            .is_none_or(|running| running.peer.backlog() == 0)
+    }
+
+    /// For the next program.
+    pub(super) fn pack<'a>(
+        &'a self,
+        luggage: &mut Luggage<'a>,
+        travelling: impl Fn(&[Waiter]) -> Vec<TravellingWaiter>,
+    ) -> ScribeState {
+        let reopens = self.reopens.iter();
+        ScribeState {
+            running: self
+                .running
+                .as_ref()
+                .map(|running| (running.pid, luggage.put(&running.peer.socket))),
+            mount_namespace: luggage.put(&self.mount_namespace),
+            reopens: reopens
+                .filter_map(|(n, (id, waiter))| {
+                    Some((*n, id.clone(), travelling(&[*waiter]).pop()?))
+                })
+                .collect(),
+            next_reopen: self.next_reopen,
+        }
+    }
+
     /// Whether this is its pid.
     pub(super) fn is(&self, pid: i32) -> bool {
         self.running
@@ -81,6 +128,40 @@ impl Keeper {
         }
     }
 
+    /// Goes on with the scribe that the program before this one had.
+    pub(super) fn unpack_scribe(
+        &mut self,
+        state: ScribeState,
+        arrived: &mut Arrived,
+        here: &impl Fn(Vec<TravellingWaiter>) -> Vec<Waiter>,
+    ) -> Result<(), String> {
+        self.scribe.next_reopen = state.next_reopen;
+        for (n, id, waiter) in state.reopens {
+            if let Some(waiter) = here(vec![waiter]).pop() {
+                self.scribe.reopens.insert(n, (id, waiter));
+            }
+        }
+        if let Some((pid, place)) = state.running {
+            let socket = arrived.take(place)?;
+            self.run_scribe(pid, socket)
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn run_scribe(&mut self, pid: i32, socket: OwnedFd) -> linux::Result<()> {
+        let token = self.token(Source::Scribe);
+        self.poller.add(&socket, token, EventFlags::IN)?;
+        self.scribe.running = Some(Running {
+            pid,
+            peer: Peer::new(socket),
+            token,
+            watched_for: EventFlags::IN,
+            since: Instant::now(),
+        });
+        Ok(())
+    }
+
     fn delay_scribe(&mut self) {
         // Half to one and a half of the delay; the clock's low digits are random enough for one process.
         let jitter = f64::from(Instant::now().elapsed().subsec_nanos() % 1000) / 1000.0;
@@ -98,17 +179,8 @@ impl Keeper {
             .env_clear()
             .spawn()
             .map_err(|error| error.to_string())?;
-        let token = self.token(Source::Scribe);
-        self.poller
-            .add(&ours, token, EventFlags::IN)
+        self.run_scribe(child.id() as i32, ours)
             .map_err(|error| error.to_string())?;
-        self.scribe.running = Some(Running {
-            pid: child.id() as i32,
-            peer: Peer::new(ours),
-            token,
-            watched_for: EventFlags::IN,
-            since: Instant::now(),
-        });
         let namespace = duplicate(&self.scribe.mount_namespace);
         let fds = [
             self.open_intent(),
@@ -168,10 +240,9 @@ impl Keeper {
         }
     }
 
-    /// Asks for a container's last output to be written; false if no scribe runs, and then none is waited for.
-    pub(super) fn ask_scribe_to_drain(&mut self, id: &str) -> bool {
+    /// Asks for a container's last output to be written. A scribe that is down is told when it is back.
+    pub(super) fn ask_scribe_to_drain(&mut self, id: &str) {
         self.tell_scribe(&ToScribe::Drain { id: id.to_owned() }, Vec::new());
-        true // one that is down is restarted within milliseconds and told then
     }
 
     pub(super) fn tell_scribe_to_drop(&mut self, id: &str) {

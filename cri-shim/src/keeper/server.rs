@@ -3,13 +3,15 @@
 
 use super::error::Refusal;
 use super::held::{Container, Exec, Who};
-use super::poll::{Peer, Poller, Received, Token};
+use super::poll::{Peer, Poller, Received, Token, kernel};
 use super::protocol::{Answer, Call, FromKeeper, Request, VERSION};
 use super::scribe_link::ScribeLink;
+use super::upgrade::program_identity;
 use linux::socket;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::epoll::EventFlags;
+use rustix::fs::{Mode, OFlags};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
@@ -75,12 +77,43 @@ pub(super) struct Keeper {
     buffer: Vec<u8>,
 }
 
+/// What a keeper starts with.
+pub(super) struct Parts {
+    pub listener: OwnedFd,
+    pub containers_dir: OwnedFd,
+    pub scribe: ScribeLink,
+    pub generation: u64,
+    pub next_seq: u64,
+}
+
+impl Parts {
+    /// For a keeper that follows none, or a dead one: it starts later, so its sequence numbers are higher than all that
+    /// were given out before.
+    pub(super) fn fresh(listener: OwnedFd, containers_dir: OwnedFd, scribe: ScribeLink) -> Self {
+        let now = boot_time_ns();
+        Parts {
+            listener,
+            containers_dir,
+            scribe,
+            generation: now,
+            next_seq: now,
+        }
+    }
+}
+
+impl Connection {
+    /// Nothing of it is half sent or half received.
+    pub(super) fn is_settled(&self) -> bool {
+        self.peer.backlog() == 0 && self.surplus.is_empty()
+    }
+}
+
 impl Keeper {
-    pub(super) fn new(
-        listener: OwnedFd,
-        containers_dir: OwnedFd,
-        scribe: ScribeLink,
-    ) -> linux::Result<Self> {
+    /// With nothing held yet, and no scribe running.
+    ///
+    /// # Errors
+    /// `signalfd`'s, `epoll_create`'s.
+    pub(super) fn new(parts: Parts) -> linux::Result<Self> {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
         mask.add(Signal::SIGTERM);
@@ -90,24 +123,22 @@ impl Keeper {
                 SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             })
             .map_err(|errno| linux::Error::new("signalfd", "", errno as i32))?;
-        let generation = boot_time_ns();
         let mut keeper = Keeper {
             poller: Poller::new()?,
             sources: HashMap::new(),
             next_token: 0,
-            listener,
+            listener: parts.listener,
             signals,
             connections: HashMap::new(),
-            containers_dir,
+            containers_dir: parts.containers_dir,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             children: HashMap::new(),
-            scribe,
+            scribe: parts.scribe,
             drains: VecDeque::new(),
             unreaped: VecDeque::new(),
-            // A successor starts later, so its numbers are higher than all that its predecessor gave out.
-            next_seq: generation,
-            generation,
+            next_seq: parts.next_seq,
+            generation: parts.generation,
             logs: VecDeque::new(),
             buffer: Vec::new(),
         };
@@ -181,7 +212,7 @@ impl Keeper {
         &mut self,
         socket: OwnedFd,
         subscribed: bool,
-    ) -> linux::Result<()> {
+    ) -> linux::Result<Token> {
         let token = self.token(Source::Client);
         self.poller.add(&socket, token, EventFlags::IN)?;
         let peer = Peer::new(socket);
@@ -195,7 +226,7 @@ impl Keeper {
         while let Some(message) = self.logs.pop_front() {
             self.send(token, &FromKeeper::Log { message }, Vec::new());
         }
-        Ok(())
+        Ok(token)
     }
 
     fn handle_signals(&mut self) -> ControlFlow<()> {
@@ -297,10 +328,18 @@ impl Keeper {
             Request::Fds => Ok(None),
             Request::Hello { .. } => {
                 let pid = std::process::id() as i32;
+                let program = rustix::fs::open(
+                    "/proc/self/exe",
+                    OFlags::RDONLY | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )
+                .map_err(|errno| kernel("open own program", errno))
+                .and_then(program_identity)?;
                 now(Answer::Hello {
                     version: VERSION,
                     pid,
                     generation: self.generation,
+                    program,
                 })
             }
             Request::Launch {

@@ -106,3 +106,57 @@ async fn a_container_that_ended_between_two_keepers_is_reported_unknown() {
         exit.status
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_keeper_is_upgraded_in_place_and_nobody_notices() {
+    let node = Node::start().await;
+    let mut exits = node.client.exits(0);
+    let mut request = node.request("a", "while read line; do echo got $line; done; exit 6");
+    (request.stdin, request.stdin_once) = (true, true);
+    let container = node.client.launch("a", request).await.unwrap();
+    node.run("ended", "exit 3").await;
+    let ended = next_exit(&mut exits).await;
+    let attached = node.client.attach("a").await.unwrap();
+    attached.write(b"before\n").await.unwrap();
+    let (keeper, scribe) = (node.keeper_pid(), node.scribe_pid());
+    for _ in 0..3 {
+        node.client.upgrade(&node.program()).await.unwrap();
+    }
+    assert_eq!((node.keeper_pid(), node.scribe_pid()), (keeper, scribe));
+    let held = node.client.list().await.unwrap();
+    assert_eq!(held.len(), 2);
+    assert_eq!((held[0].pid, held[0].exit.clone()), (container.pid, None));
+    assert_eq!(held[1].exit, Some(ended.clone()));
+    attached.write(b"after\n").await.unwrap();
+    attached.close_stdin();
+    let exit = next_exit(&mut exits).await;
+    assert_eq!((exit.id.as_str(), exit.status), ("a", exited(6)));
+    assert!(exit.seq > ended.seq);
+    assert_eq!(node.log_text("a"), "got before\ngot after\n");
+    node.run("later", "exit 1").await;
+    assert_eq!(next_exit(&mut exits).await.status, exited(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_can_not_take_over_is_refused() {
+    let node = Node::start().await;
+    let container = node.run("a", "sleep 100").await;
+    for program in ["/bin/true", "/bin/false", "/etc/passwd"] {
+        let result = node.client.upgrade(std::path::Path::new(program)).await;
+        // `true` says yes to the check and then isn't a keeper: nothing can be done about a program that lies.
+        if program != "/bin/true" {
+            result.unwrap_err();
+        }
+        if program == "/bin/true" {
+            let held = loop {
+                match node.client.list().await {
+                    Ok(held) => break held,
+                    Err(_) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+                }
+            };
+            assert_eq!(held[0].pid, container.pid, "a successor has adopted it");
+        }
+    }
+    assert!(is_running(container.pid));
+    assert_eq!(node.client.list().await.unwrap().len(), 1);
+}

@@ -30,6 +30,10 @@ impl Node {
         }
     }
 
+    pub fn program(&self) -> PathBuf {
+        program(self.dir.path())
+    }
+
     pub fn log_path(&self, id: &str) -> PathBuf {
         self.dir.path().join("logs").join(id).join("0.log")
     }
