@@ -6,6 +6,7 @@ mod api {
     pub mod kubelets;
     pub mod nodes;
     pub mod objects;
+    pub mod rights;
     pub mod tls;
     pub mod watches;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::api::Api;
-use super::auth::User;
+use super::auth::{User, escalation};
 use super::cache::Resource;
 use super::failure::{Failure, Result};
 use super::kind::Kind;
@@ -40,6 +40,7 @@ pub async fn create(
     if kind.namespaced {
         check_namespace(api, kind, object).await?;
     }
+    escalation::check(api, kind, user, object, None)?;
     if is(kind, "pods") {
         mirror_pod_is_of_its_node(kind, object, user)?;
         set_priority(object);
@@ -55,8 +56,15 @@ pub async fn create(
 /// Completes an object that is to be changed.
 ///
 /// # Errors
-/// 422 when an address or port can't be had.
-pub fn update(api: &Api, resource: &Resource, new: &mut Value, old: &Value) -> Result<Reservation> {
+/// 403 for rights that the user doesn't have, 422 when an address or port can't be had.
+pub fn update(
+    api: &Api,
+    resource: &Resource,
+    new: &mut Value,
+    old: &Value,
+    user: &User,
+) -> Result<Reservation> {
+    escalation::check(api, resource.kind, user, new, Some(old))?;
     if is(resource.kind, "services") {
         return api.services.allocate(resource.kind, new, Some(old));
     }

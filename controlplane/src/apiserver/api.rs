@@ -9,8 +9,9 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::auth::authorize::Authorizer;
 use super::auth::tokens::Tokens;
-use super::auth::{User, authenticate, authorize, impersonate};
+use super::auth::{User, authenticate, impersonate};
 use super::backend;
 use super::cache::{Cache, Resource};
 use super::config::Config;
@@ -31,6 +32,7 @@ const BODY_LIMIT: usize = 3 << 20;
 pub struct Api {
     pub cache: Arc<Cache>,
     pub tokens: Tokens,
+    pub authorizer: Authorizer,
     pub services: Services,
     pub kubelets: Kubelets,
     pub config: Config,
@@ -69,8 +71,8 @@ impl Api {
         let route = route(&parts.method, parts.uri.path(), &query);
         let user =
             authenticate::authenticate(connection, &parts.headers, &self.tokens, &self.cache)?;
-        let user = impersonate::impersonate(user, &parts.headers)?;
-        authorize::authorize(&user, &route)?;
+        let user = impersonate::impersonate(&self.authorizer, user, &parts.headers)?;
+        self.authorizer.authorize(&user, &route)?;
         let mut target = match route {
             Route::Path { path, .. } => return paths::answer(self, &parts, &query, &path),
             Route::Resource(target) => target,

@@ -6,10 +6,11 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::api::Api;
-use super::auth::User;
+use super::auth::{User, policy};
 use super::failure::{Failure, Result};
 use super::managed::Manager;
 use super::rest::{Part, Update, WriteOptions, create_object, update_object};
+use super::roles;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 const SERVICE: &str = "kubernetes";
@@ -25,6 +26,18 @@ pub async fn ensure(api: &Api, address: IpAddr, port: u16) -> Result<()> {
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ensure_object(api, "", "namespaces", namespace, |_, _| {}).await?;
     }
+    for role in roles::cluster_roles() {
+        ensure_object(api, policy::GROUP, "clusterroles", role, |_, _| {}).await?;
+    }
+    let binding = roles::administrators();
+    ensure_object(
+        api,
+        policy::GROUP,
+        "clusterrolebindings",
+        binding,
+        |_, _| {},
+    )
+    .await?;
     ensure_service(api, port).await?;
     if address.is_loopback() {
         // No pod could reach it there, and no proxy could lead one there.
@@ -142,6 +155,7 @@ async fn ensure_object(
         part: Part::Whole,
         options: &options,
         manager: Manager::update(MANAGER, ""),
+        user: &user,
     };
     let changed = |old: &Value| {
         let mut new = old.clone();

@@ -31,6 +31,7 @@ mod relay;
 mod reply;
 mod rest;
 mod reviews;
+mod roles;
 mod route;
 mod server;
 mod services;

@@ -5,7 +5,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 
 use super::api::Api;
-use super::auth::{User, authorize};
+use super::auth::User;
 use super::failure::{Failure, Result};
 use super::negotiate;
 use super::reply::{self, Reply};
@@ -96,9 +96,9 @@ pub fn answer(
     object["status"] = match review.kind {
         "TokenReview" => token_status(api, &object),
         "SelfSubjectReview" => json!({"userInfo": user.to_json()}),
-        "SelfSubjectRulesReview" => rules_status(user),
-        "SelfSubjectAccessReview" => access_status(user, &object)?,
-        _ => access_status(&subject(&object), &object)?,
+        "SelfSubjectRulesReview" => rules_status(api, user, &object),
+        "SelfSubjectAccessReview" => access_status(api, user, &object)?,
+        _ => access_status(api, &subject(&object), &object)?,
     };
     Ok(reply::json(StatusCode::CREATED, &object))
 }
@@ -135,7 +135,7 @@ fn subject(review: &Value) -> User {
     }
 }
 
-fn access_status(user: &User, review: &Value) -> Result<Value> {
+fn access_status(api: &Api, user: &User, review: &Value) -> Result<Value> {
     let spec = &review["spec"];
     let route = if let Some(path) = spec["nonResourceAttributes"].as_object() {
         let text = |field: &str| {
@@ -167,7 +167,7 @@ fn access_status(user: &User, review: &Value) -> Result<Value> {
             "spec: Invalid value: exactly one of nonResourceAttributes or resourceAttributes must be specified",
         ));
     };
-    let allowed = authorize::allows(user, &route);
+    let allowed = api.authorizer.allows(user, &route);
     Ok(if allowed {
         json!({"allowed": true})
     } else {
@@ -175,14 +175,23 @@ fn access_status(user: &User, review: &Value) -> Result<Value> {
     })
 }
 
-/// Everything that `user` may do, for `kubectl auth can-i --list`.
-fn rules_status(user: &User) -> Value {
-    let resources: Vec<Value> = authorize::rules(user)
-        .map(|rule| json!({"verbs": rule.verbs, "apiGroups": rule.groups, "resources": rule.resources}))
-        .collect();
-    let paths: Vec<Value> = authorize::readable_paths(user)
-        .map(|path| json!({"verbs": ["get"], "nonResourceURLs": [path, format!("{path}/*")]}))
-        .collect();
+/// Everything that `user` may do in a namespace, for `kubectl auth can-i --list`.
+fn rules_status(api: &Api, user: &User, review: &Value) -> Value {
+    let namespace = api::object::text(review, "/spec/namespace");
+    let policy = api.authorizer.policy();
+    let (mut resources, mut paths) = (Vec::new(), Vec::new());
+    for rule in policy.rules(user, namespace) {
+        if rule.paths.is_empty() {
+            let mut shown =
+                json!({"verbs": rule.verbs, "apiGroups": rule.groups, "resources": rule.resources});
+            if !rule.names.is_empty() {
+                shown["resourceNames"] = json!(rule.names);
+            }
+            resources.push(shown);
+        } else {
+            paths.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.paths}));
+        }
+    }
     json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
 }
 

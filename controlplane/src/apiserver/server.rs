@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::Config;
 use super::api::Api;
 use super::auth::User;
+use super::auth::authorize::Authorizer;
 use super::auth::tokens::{TokenError, Tokens};
 use super::cache::{Cache, Filter};
 use super::failure::Failure;
@@ -111,7 +112,9 @@ impl Server {
         let stop_on_error = stop.clone().drop_guard();
         let cache = Cache::start(store, kinds(), stop.clone()).await?;
         let port = addresses.first().map_or(6443, SocketAddr::port);
+        let authorizer = Authorizer::new(cache.clone());
         let api = Arc::new(Api {
+            authorizer,
             cache,
             tokens,
             services,

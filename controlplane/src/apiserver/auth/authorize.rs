@@ -1,72 +1,79 @@
-//! Whether a user may do what a request asks.
-//!
-//! Built-in rules for the cluster's components come first and, for everybody else, nothing is allowed yet but
-//! discovery; Role-based rules join here, in [`allows`], as one more source of [`Rule`]s.
+//! Whether a user may do what a request asks, by the rules of the [`policy`](super::policy).
 
+use std::sync::{Arc, Mutex};
+
+use http::StatusCode;
+
+use super::super::cache::Cache;
 use super::super::failure::{Failure, Result, qualified};
 use super::super::route::{Route, Target};
 use super::User;
-use super::rules::{DISCOVERY_PATHS, GRANTS, PUBLIC_PATHS, Rule, Subject};
-use http::StatusCode;
+use super::policy::{GROUP, Policy, SOURCES, resource_path};
+use crate::store::Revision;
 
-/// # Errors
-/// 403 in upstream's words.
-pub fn authorize(user: &User, route: &Route) -> Result<()> {
-    if allows(user, route) {
-        Ok(())
-    } else {
-        Err(denial(user, route))
-    }
+/// Decides, by a policy that is made anew when a role or binding has changed.
+pub struct Authorizer {
+    cache: Arc<Cache>,
+    policy: Mutex<Option<(Stamp, Arc<Policy>)>>,
 }
 
-/// Whether `user` may do it.
-pub fn allows(user: &User, route: &Route) -> bool {
-    match route {
-        _ if user.is_in("system:masters") => true,
-        Route::Path { verb, path } => {
-            let under = |root: &str| {
-                path.strip_prefix(root)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            };
-            matches!(verb.as_str(), "get" | "head") && readable_paths(user).any(under)
-        }
-        Route::Resource(target) => {
-            rules(user).any(|rule| permits(rule, target)) && !touches_another_node(user, target)
+/// The last change of each source of a policy.
+type Stamp = [Revision; SOURCES.len()];
+
+impl Authorizer {
+    pub fn new(cache: Arc<Cache>) -> Self {
+        Self {
+            cache,
+            policy: Mutex::new(None),
         }
     }
-}
 
-/// The rules that hold for a user.
-pub fn rules(user: &User) -> impl Iterator<Item = &'static Rule> {
-    GRANTS
-        .iter()
-        .filter(|grant| match grant.subject {
-            Subject::User(name) => user.name == name,
-            Subject::Group(name) => user.is_in(name),
-        })
-        .flat_map(|grant| grant.rules)
-}
+    /// # Errors
+    /// 403 in upstream's words.
+    pub fn authorize(&self, user: &User, route: &Route) -> Result<()> {
+        if self.allows(user, route) {
+            Ok(())
+        } else {
+            Err(denial(user, route))
+        }
+    }
 
-/// The paths that a user may read, with all below them.
-pub fn readable_paths(user: &User) -> impl Iterator<Item = &'static str> {
-    let discovery = user.is_in("system:authenticated");
-    let more = if discovery { DISCOVERY_PATHS } else { &[] };
-    PUBLIC_PATHS.iter().chain(more).copied()
-}
+    /// Whether `user` may do it.
+    pub fn allows(&self, user: &User, route: &Route) -> bool {
+        if user.is_in("system:masters") {
+            return true;
+        }
+        let policy = self.policy();
+        match route {
+            Route::Path { verb, path } => policy
+                .rules(user, "")
+                .any(|rule| rule.permits_path(verb, path)),
+            Route::Resource(target) => {
+                let mut rules = policy.rules(user, &target.namespace);
+                rules.any(|rule| rule.permits(target)) && !touches_another_node(user, target)
+            }
+        }
+    }
 
-fn permits(rule: &Rule, target: &Target) -> bool {
-    let has = |list: &[&str], value: &str| list.iter().any(|item| *item == "*" || *item == value);
-    let resource = resource_path(target);
-    has(rule.groups, &target.group)
-        && has(rule.resources, &resource)
-        && has(rule.verbs, target.verb)
-}
-
-fn resource_path(target: &Target) -> String {
-    if target.subresource.is_empty() {
-        target.resource.clone()
-    } else {
-        format!("{}/{}", target.resource, target.subresource)
+    /// The rules as they are now.
+    pub fn policy(&self) -> Arc<Policy> {
+        let changed = |plural: &str| {
+            let resource = self.cache.resource(GROUP, "v1", plural);
+            resource.map(|r| r.revision()).unwrap_or_default()
+        };
+        let stamp: Stamp = SOURCES.map(changed);
+        let mut kept = self
+            .policy
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((of, policy)) = &*kept
+            && *of == stamp
+        {
+            return policy.clone();
+        }
+        let policy = Arc::new(Policy::of(&self.cache));
+        *kept = Some((stamp, policy.clone()));
+        policy
     }
 }
 
@@ -123,43 +130,65 @@ fn denial(user: &User, route: &Route) -> Failure {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use http::Method;
 
     use super::super::super::query::Query;
     use super::super::super::route::route;
     use super::*;
+    use crate::apiserver::kinds::kinds;
+    use crate::store::sqlite::Sqlite;
 
-    fn may(user: &User, method: Method, path: &str) -> bool {
-        allows(user, &route(&method, path, &Query::default()))
+    pub async fn authorizer(folder: &std::path::Path) -> Authorizer {
+        let store = Arc::new(Sqlite::open(&folder.join("store.db")).unwrap());
+        Authorizer::new(
+            Cache::start(store, kinds(), Default::default())
+                .await
+                .unwrap(),
+        )
     }
 
-    #[test]
-    fn a_node_writes_its_own_node_only() {
+    fn asked(method: Method, path: &str) -> Route {
+        route(&method, path, &Query::default())
+    }
+
+    #[tokio::test]
+    async fn a_node_writes_its_own_node_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let authorizer = authorizer(folder.path()).await;
         let node = User::authenticated("system:node:a", ["system:nodes"]);
-        assert!(may(&node, Method::PATCH, "/api/v1/nodes/a/status"));
-        assert!(!may(&node, Method::PATCH, "/api/v1/nodes/b/status"));
-        assert!(may(&node, Method::GET, "/api/v1/nodes/b"));
-        assert!(!may(&node, Method::DELETE, "/api/v1/namespaces/default"));
+        let may = |method, path| authorizer.allows(&node, &asked(method, path));
+        assert!(may(Method::PATCH, "/api/v1/nodes/a/status"));
+        assert!(!may(Method::PATCH, "/api/v1/nodes/b/status"));
+        assert!(may(Method::GET, "/api/v1/nodes/b"));
+        assert!(!may(Method::DELETE, "/api/v1/namespaces/default"));
     }
 
-    #[test]
-    fn a_stranger_gets_upstreams_words() {
-        let user = User::authenticated(
+    #[tokio::test]
+    async fn a_stranger_gets_upstreams_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let authorizer = authorizer(folder.path()).await;
+        let robot = User::authenticated(
             "system:serviceaccount:default:default",
             ["system:serviceaccounts"],
         );
         let path = "/apis/apps/v1/namespaces/x/deployments";
-        let failure = authorize(&user, &route(&Method::GET, path, &Query::default())).unwrap_err();
+        let failure = authorizer
+            .authorize(&robot, &asked(Method::GET, path))
+            .unwrap_err();
         assert_eq!(
             failure.message,
             "deployments.apps is forbidden: User \"system:serviceaccount:default:default\" cannot list resource \
              \"deployments\" in API group \"apps\" in the namespace \"x\""
         );
-        assert!(may(&user, Method::GET, "/apis/apps/v1") && may(&user, Method::GET, "/openapi/v3"));
-        assert!(
-            !may(&User::anonymous(), Method::GET, "/apis")
-                && may(&User::anonymous(), Method::GET, "/livez")
-        );
+        for path in ["/apis/apps/v1", "/openapi/v3", "/version"] {
+            assert!(
+                authorizer.allows(&robot, &asked(Method::GET, path)),
+                "{path}"
+            );
+        }
+        let anonymous = User::anonymous();
+        assert!(!authorizer.allows(&anonymous, &asked(Method::GET, "/apis")));
+        assert!(authorizer.allows(&anonymous, &asked(Method::GET, "/livez")));
     }
 }

@@ -5,7 +5,8 @@ use http::HeaderMap;
 use super::super::failure::{Failure, Result};
 use super::super::query::decode;
 use super::super::route::{Route, Target};
-use super::{User, authorize};
+use super::User;
+use super::authorize::Authorizer;
 
 const USER: &str = "impersonate-user";
 const UID: &str = "impersonate-uid";
@@ -16,7 +17,10 @@ const EXTRA: &str = "impersonate-extra-";
 ///
 /// # Errors
 /// 403 when `user` may not speak for that one, 400 for groups without a user.
-pub fn impersonate(user: User, headers: &HeaderMap) -> Result<User> {
+pub fn impersonate(authorizer: &Authorizer, user: User, headers: &HeaderMap) -> Result<User> {
+    let check = |resource: &str, namespace: &str, name: &str| {
+        check(authorizer, &user, resource, namespace, name)
+    };
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
     let Some(name) = text(USER).filter(|name| !name.is_empty()) else {
         let alone = headers
@@ -37,11 +41,11 @@ pub fn impersonate(user: User, headers: &HeaderMap) -> Result<User> {
         .strip_prefix("system:serviceaccount:")
         .and_then(|rest| rest.split_once(':'));
     match account {
-        Some((namespace, name)) => check(&user, "serviceaccounts", namespace, name)?,
-        None => check(&user, "users", "", name)?,
+        Some((namespace, name)) => check("serviceaccounts", namespace, name)?,
+        None => check("users", "", name)?,
     }
     for group in &groups {
-        check(&user, "groups", "", group)?;
+        check("groups", "", group)?;
     }
     let mut other = User::authenticated(name, groups.iter().copied());
     if let (Some((namespace, _)), true) = (account, groups.is_empty()) {
@@ -52,13 +56,13 @@ pub fn impersonate(user: User, headers: &HeaderMap) -> Result<User> {
         other = User::authenticated(name, own);
     }
     if let Some(uid) = text(UID) {
-        check(&user, "uids", "", uid)?;
+        check("uids", "", uid)?;
         other.uid = uid.to_owned();
     }
     for (header, value) in headers {
         if let Some(key) = header.as_str().strip_prefix(EXTRA) {
             let value = value.to_str().unwrap_or_default();
-            check(&user, "userextras", "", value)?;
+            check("userextras", "", value)?;
             let key = decode(key, false);
             match other.extra.iter_mut().find(|(k, _)| *k == key) {
                 Some((_, values)) => values.push(value.to_owned()),
@@ -69,9 +73,15 @@ pub fn impersonate(user: User, headers: &HeaderMap) -> Result<User> {
     Ok(other)
 }
 
-fn check(user: &User, resource: &str, namespace: &str, name: &str) -> Result<()> {
+fn check(
+    authorizer: &Authorizer,
+    user: &User,
+    resource: &str,
+    namespace: &str,
+    name: &str,
+) -> Result<()> {
     let authentication = matches!(resource, "uids" | "userextras");
-    authorize::authorize(
+    authorizer.authorize(
         user,
         &Route::Resource(Target {
             verb: "impersonate",
@@ -94,6 +104,7 @@ fn check(user: &User, resource: &str, namespace: &str, name: &str) -> Result<()>
 mod tests {
     use http::HeaderValue;
 
+    use super::super::authorize::tests::authorizer;
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -104,8 +115,10 @@ mod tests {
         headers
     }
 
-    #[test]
-    fn the_administrator_may_speak_for_others_and_others_may_not() {
+    #[tokio::test]
+    async fn the_administrator_may_speak_for_others_and_others_may_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let authorizer = authorizer(folder.path()).await;
         let admin = User::authenticated("admin", ["system:masters"]);
         let asked = headers(&[
             (USER, "jane"),
@@ -113,12 +126,12 @@ mod tests {
             (GROUP, "ops"),
             ("impersonate-extra-a%2fb", "1"),
         ]);
-        let jane = impersonate(admin, &asked).unwrap();
+        let jane = impersonate(&authorizer, admin, &asked).unwrap();
         assert_eq!(jane.name, "jane");
         assert_eq!(jane.groups, ["dev", "ops", "system:authenticated"]);
         assert_eq!(jane.extra, [("a/b".to_owned(), vec!["1".to_owned()])]);
 
-        let refused = impersonate(jane, &asked).unwrap_err();
+        let refused = impersonate(&authorizer, jane, &asked).unwrap_err();
         assert!(
             refused
                 .message
@@ -126,15 +139,18 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_service_account_comes_with_its_groups() {
+    #[tokio::test]
+    async fn a_service_account_comes_with_its_groups() {
+        let folder = tempfile::tempdir().unwrap();
+        let authorizer = authorizer(folder.path()).await;
         let admin = User::authenticated("admin", ["system:masters"]);
         let robot = impersonate(
+            &authorizer,
             admin.clone(),
             &headers(&[(USER, "system:serviceaccount:x:robot")]),
         )
         .unwrap();
         assert!(robot.is_in("system:serviceaccounts:x"));
-        assert!(impersonate(admin, &headers(&[(GROUP, "dev")])).is_err());
+        assert!(impersonate(&authorizer, admin, &headers(&[(GROUP, "dev")])).is_err());
     }
 }

@@ -2,8 +2,10 @@
 
 pub mod authenticate;
 pub mod authorize;
+mod builtin;
+pub mod escalation;
 pub mod impersonate;
-pub mod rules;
+pub mod policy;
 pub mod tokens;
 
 use serde_json::{Value, json};

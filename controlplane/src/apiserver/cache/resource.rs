@@ -138,6 +138,11 @@ impl Resource {
         (state.matching(filter), state.revision.max(applied))
     }
 
+    /// The last change of any object.
+    pub fn revision(&self) -> Revision {
+        self.read().revision
+    }
+
     /// How many objects there are.
     pub fn count(&self) -> usize {
         self.read().objects.len()

@@ -15,6 +15,7 @@ mod meta;
 mod namespace;
 mod node;
 mod pod;
+mod rbac;
 mod replicaset;
 mod runtimeclass;
 mod secret;
@@ -46,6 +47,10 @@ pub fn kinds() -> &'static [Kind] {
         runtimeclass::KIND,
         csi::DRIVER,
         csi::NODE,
+        rbac::CLUSTER_ROLE,
+        rbac::CLUSTER_ROLE_BINDING,
+        rbac::ROLE,
+        rbac::ROLE_BINDING,
     ];
     KINDS
 }

@@ -3,7 +3,7 @@
 use api::schema::{Field, Struct, Topology};
 use k8s_openapi::api::{
     apps::v1 as apps, coordination::v1 as coordination, core::v1 as core,
-    discovery::v1 as discovery, node::v1 as node, storage::v1 as storage,
+    discovery::v1 as discovery, node::v1 as node, rbac::v1 as rbac, storage::v1 as storage,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ListMeta, Patch, Status};
 use schemars::generate::SchemaSettings;
@@ -41,6 +41,13 @@ const TYPES: &[(&str, Add)] = &[
     ("node/v1.RuntimeClass", add::<node::RuntimeClass>),
     ("storage/v1.CSIDriver", add::<storage::CSIDriver>),
     ("storage/v1.CSINode", add::<storage::CSINode>),
+    ("rbac/v1.Role", add::<rbac::Role>),
+    ("rbac/v1.ClusterRole", add::<rbac::ClusterRole>),
+    ("rbac/v1.RoleBinding", add::<rbac::RoleBinding>),
+    (
+        "rbac/v1.ClusterRoleBinding",
+        add::<rbac::ClusterRoleBinding>,
+    ),
 ];
 
 /// Every type that the kinds use, by its full name.

@@ -32,6 +32,7 @@ pub async fn patch(api: &Api, request: &Request, part: Part) -> Result<Reply> {
         part,
         options: &options,
         manager: Manager::update(&options.manager, &request.target.subresource),
+        user: &request.user,
     };
     let mut warnings = Vec::new();
     let written = update_object(api, &update, |old| {
@@ -121,6 +122,7 @@ async fn apply(api: &Api, request: &Request, part: Part, options: &WriteOptions)
         part,
         options,
         manager,
+        user: &request.user,
     };
     loop {
         let updated = update_object(api, &update, |old| {

@@ -33,6 +33,7 @@ pub async fn bind(api: &Api, request: &Request) -> Result<Reply> {
         part: Part::Internal,
         options: &options,
         manager: Manager::update(&options.manager, "binding"),
+        user: &request.user,
     };
     update_object(api, &update, |pod| {
         let conflict = |why: &str| Failure::conflict(request.kind(), &target.name, why);

@@ -30,6 +30,7 @@ pub async fn put(api: &Api, request: &Request) -> Result<Reply> {
         part: Part::Whole,
         options: &options,
         manager: Manager::update(&options.manager, "scale"),
+        user: &request.user,
     };
     let written = update_object(api, &update, |old| {
         let scale = if target.verb == "patch" {

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::super::admission;
 use super::super::api::Api;
+use super::super::auth::User;
 use super::super::cache::Resource;
 use super::super::failure::{Failure, Result};
 use super::super::managed::{self, Manager};
@@ -35,6 +36,8 @@ pub struct Update<'a> {
     pub part: Part,
     pub options: &'a WriteOptions,
     pub manager: Manager<'a>,
+    /// Who asks for it.
+    pub user: &'a User,
 }
 
 pub async fn put(api: &Api, request: &Request, part: Part) -> Result<Reply> {
@@ -66,6 +69,7 @@ pub async fn put(api: &Api, request: &Request, part: Part) -> Result<Reply> {
         part,
         options: &options,
         manager: Manager::update(&options.manager, &request.target.subresource),
+        user: &request.user,
     };
     let written = update_object(api, &update, |_| Ok(object.clone())).await?;
     let mut reply = object_reply(request, StatusCode::OK, written.json, written.revision)?;
@@ -99,7 +103,7 @@ pub async fn update_object(
         }
         keep_system_metadata(kind, &mut new, &old)?;
         prepare(update, &mut new, &old)?;
-        let reservation = admission::update(api, update.resource, &mut new, &old)?;
+        let reservation = admission::update(api, update.resource, &mut new, &old, update.user)?;
         validate(update, &new, &old)?;
         managed::updated(kind, &mut new, &old, &update.manager)?;
         if same(&new, &old) {

@@ -1,28 +1,24 @@
 //! What the cluster's own components may do, as upstream's bootstrap policy has it.
 
-/// Verbs on resources. `*` is any; a subresource is written `pods/status`.
-pub struct Rule {
-    pub groups: &'static [&'static str],
-    pub resources: &'static [&'static str],
-    pub verbs: &'static [&'static str],
+use super::policy::{Grant, Rule, Subject};
+
+/// Verbs on resources of groups.
+struct Words {
+    groups: &'static [&'static str],
+    resources: &'static [&'static str],
+    verbs: &'static [&'static str],
 }
 
-pub enum Subject {
+enum Who {
     User(&'static str),
     Group(&'static str),
 }
 
-/// Rules that hold for a subject.
-pub struct Grant {
-    pub subject: Subject,
-    pub rules: &'static [Rule],
-}
-
 /// Paths that anybody may read (`system:public-info-viewer`).
-pub const PUBLIC_PATHS: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
+const PUBLIC_PATHS: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
 
 /// Paths that every authenticated user may read, with all below them (`system:discovery`).
-pub const DISCOVERY_PATHS: &[&str] = &["/api", "/apis", "/openapi", "/.well-known", "/openid"];
+const DISCOVERY_PATHS: &[&str] = &["/api", "/apis", "/openapi", "/.well-known", "/openid"];
 
 const READ: &[&str] = &["get", "list", "watch"];
 const ANY: &[&str] = &["*"];
@@ -31,21 +27,21 @@ const fn rule(
     groups: &'static [&'static str],
     resources: &'static [&'static str],
     verbs: &'static [&'static str],
-) -> Rule {
-    Rule {
+) -> Words {
+    Words {
         groups,
         resources,
         verbs,
     }
 }
 
-const EVENTS: Rule = rule(
+const EVENTS: Words = rule(
     &["", "events.k8s.io"],
     &["events"],
     &["create", "patch", "update"],
 );
-const LEASES: Rule = rule(&["coordination.k8s.io"], &["leases"], ANY);
-const REVIEWS: Rule = rule(
+const LEASES: Words = rule(&["coordination.k8s.io"], &["leases"], ANY);
+const REVIEWS: Words = rule(
     &["authentication.k8s.io", "authorization.k8s.io"],
     &[
         "tokenreviews",
@@ -55,14 +51,11 @@ const REVIEWS: Rule = rule(
     &["create"],
 );
 
-pub const GRANTS: &[Grant] = &[
-    Grant {
-        subject: Subject::Group("system:masters"),
-        rules: &[rule(ANY, ANY, ANY)],
-    },
-    Grant {
-        subject: Subject::Group("system:authenticated"),
-        rules: &[
+const COMPONENTS: &[(Who, &[Words])] = &[
+    (Who::Group("system:masters"), &[rule(ANY, ANY, ANY)]),
+    (
+        Who::Group("system:authenticated"),
+        &[
             rule(
                 &["authorization.k8s.io"],
                 &["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
@@ -74,10 +67,10 @@ pub const GRANTS: &[Grant] = &[
                 &["create"],
             ),
         ],
-    },
-    Grant {
-        subject: Subject::Group("system:nodes"),
-        rules: &[
+    ),
+    (
+        Who::Group("system:nodes"),
+        &[
             REVIEWS,
             EVENTS,
             LEASES,
@@ -129,10 +122,10 @@ pub const GRANTS: &[Grant] = &[
                 &["create", "get", "list", "watch"],
             ),
         ],
-    },
-    Grant {
-        subject: Subject::User("system:kube-scheduler"),
-        rules: &[
+    ),
+    (
+        Who::User("system:kube-scheduler"),
+        &[
             EVENTS,
             LEASES,
             REVIEWS,
@@ -161,14 +154,14 @@ pub const GRANTS: &[Grant] = &[
                 READ,
             ),
         ],
-    },
-    Grant {
-        subject: Subject::User("system:kube-controller-manager"),
-        rules: &[rule(ANY, ANY, ANY)],
-    },
-    Grant {
-        subject: Subject::User("system:kube-proxy"),
-        rules: &[
+    ),
+    (
+        Who::User("system:kube-controller-manager"),
+        &[rule(ANY, ANY, ANY)],
+    ),
+    (
+        Who::User("system:kube-proxy"),
+        &[
             EVENTS,
             rule(&[""], &["services", "endpoints", "nodes"], READ),
             rule(&["discovery.k8s.io"], &["endpointslices"], READ),
@@ -179,5 +172,66 @@ pub const GRANTS: &[Grant] = &[
             ),
             rule(&[""], &["pods", "namespaces"], READ),
         ],
-    },
+    ),
 ];
+
+/// The grants of the cluster's components, and what everybody may read.
+pub fn grants() -> Vec<Grant> {
+    let mut grants: Vec<Grant> = COMPONENTS
+        .iter()
+        .map(|(who, words)| {
+            let subject = match who {
+                Who::User(name) => Subject::User((*name).to_owned()),
+                Who::Group(name) => Subject::Group((*name).to_owned()),
+            };
+            everywhere(vec![subject], words.iter().map(Words::rule).collect())
+        })
+        .collect();
+    let group = |name: &str| Subject::Group(name.to_owned());
+    let everybody = vec![
+        group("system:authenticated"),
+        group("system:unauthenticated"),
+    ];
+    grants.push(everywhere(everybody, vec![reads(PUBLIC_PATHS)]));
+    let known = vec![group("system:authenticated")];
+    grants.push(everywhere(known, vec![reads(DISCOVERY_PATHS)]));
+    let all_paths = Rule {
+        verbs: vec!["*".into()],
+        paths: vec!["*".into()],
+        ..Rule::default()
+    };
+    grants.push(everywhere(vec![group("system:masters")], vec![all_paths]));
+    grants
+}
+
+fn everywhere(subjects: Vec<Subject>, rules: Vec<Rule>) -> Grant {
+    Grant {
+        subjects,
+        namespace: None,
+        rules: rules.into(),
+    }
+}
+
+/// Reading paths, and all below them.
+fn reads(paths: &[&str]) -> Rule {
+    Rule {
+        verbs: vec!["get".into()],
+        paths: paths
+            .iter()
+            .flat_map(|p| [(*p).to_owned(), format!("{p}/*")])
+            .collect(),
+        ..Rule::default()
+    }
+}
+
+impl Words {
+    fn rule(&self) -> Rule {
+        let owned = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect();
+        Rule {
+            verbs: owned(self.verbs),
+            groups: owned(self.groups),
+            resources: owned(self.resources),
+            ..Rule::default()
+        }
+    }
+}
