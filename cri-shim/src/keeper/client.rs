@@ -2,6 +2,7 @@
 
 use super::connection::{self, Command, Reply};
 use super::error::KeeperError;
+use super::keepsakes::Keepsakes;
 use super::protocol::{Answer, Exit, ExitStatus, IoSpec, Request, VERSION};
 use super::upgrade::program_identity;
 use super::{environment, spawn};
@@ -49,6 +50,7 @@ impl Config {
 #[derive(Debug, Clone)]
 pub struct Client {
     commands: mpsc::UnboundedSender<Command>,
+    keepsakes: Keepsakes,
 }
 
 /// A container to start.
@@ -134,6 +136,8 @@ pub struct Held {
     pub pid: i32,
     /// That process's pidfd, while it runs.
     pub pidfd: Option<Arc<OwnedFd>>,
+    /// The master of its terminal, while it runs.
+    pub terminal: Option<Arc<OwnedFd>>,
     /// It has been cloned and not yet come to its `execve`.
     pub launching: bool,
     /// Its end.
@@ -162,8 +166,9 @@ impl Client {
     pub async fn connect_or_spawn(config: Config) -> Result<Client, KeeperError> {
         let first = spawn::connect_or_spawn(&config)?;
         let (commands, receiver) = mpsc::unbounded_channel();
-        tokio::spawn(connection::run(config.clone(), first, receiver));
-        let client = Client { commands };
+        let keepsakes = Keepsakes::default();
+        tokio::spawn(connection::run(config.clone(), first, receiver, keepsakes.clone()));
+        let client = Client { commands, keepsakes };
         // A keeper that is dying may still have taken the connection: the next one is its successor's.
         for _ in 0..10 {
             match client
@@ -227,11 +232,9 @@ impl Client {
             watches_memory,
         };
         let (pid, pidfd, terminal) = launched(self.call(request, fds).await?)?;
-        Ok(LaunchReply {
-            pid,
-            pidfd: Arc::new(pidfd),
-            terminal: terminal.map(Arc::new),
-        })
+        let (pidfd, terminal) = (Arc::new(pidfd), terminal.map(Arc::new));
+        self.keepsakes.keep(id, &pidfd, terminal.clone());
+        Ok(LaunchReply { pid, pidfd, terminal })
     }
 
     /// Starts the init of a pod that shares a pid namespace, which `user_namespace` will own, and holds it like a
@@ -350,7 +353,9 @@ impl Client {
     /// # Errors
     /// [`KeeperError::WrongState`] if it runs.
     pub async fn forget(&self, id: &str) -> Result<(), KeeperError> {
-        self.done(Request::Forget { id: id.to_owned() }).await
+        self.done(Request::Forget { id: id.to_owned() }).await?;
+        self.keepsakes.forget(id);
+        Ok(())
     }
 
     /// Closes a container's log file and opens its path anew, after it has been renamed (CRI ReopenContainerLog).

@@ -2,6 +2,8 @@
 
 use super::client::{Config, Held};
 use super::error::KeeperError;
+use super::keepsakes::Keepsakes;
+use super::poll::duplicate;
 use super::protocol::{Answer, Call, Exit, FromKeeper, HeldRecord, Request, VERSION};
 use super::spawn;
 use crate::watch::watch;
@@ -59,6 +61,7 @@ struct Connection {
     shutdown: Option<u64>,
     /// The keeper has agreed to end: its going is no reason to start another.
     ended: bool,
+    keepsakes: Keepsakes,
 }
 
 /// Runs until the last client is dropped, or the keeper ends because it was asked to.
@@ -66,6 +69,7 @@ pub(super) async fn run(
     config: Config,
     first: OwnedFd,
     commands: mpsc::UnboundedReceiver<Command>,
+    keepsakes: Keepsakes,
 ) {
     let mut connection = Connection {
         commands,
@@ -76,6 +80,7 @@ pub(super) async fn run(
         buffer: Vec::new(),
         shutdown: None,
         ended: false,
+        keepsakes,
     };
     let mut socket = first;
     loop {
@@ -117,14 +122,16 @@ async fn reconnect(config: &Config) -> OwnedFd {
 }
 
 impl Connection {
-    /// First words on a new connection: who we are, and from where the subscribers want to go on.
+    /// First words on a new connection: the terminals that a new keeper lacks (one that has them takes no notice), and
+    /// from where the subscribers want to go on.
     fn greet(&mut self) {
-        if let Some(from) = self
-            .subscribers
-            .iter()
-            .map(|subscriber| subscriber.next)
-            .min()
-        {
+        for (id, terminal) in self.keepsakes.terminals() {
+            match duplicate(&*terminal) {
+                Ok(master) => drop(self.queue(Request::ReturnTerminal { id }, vec![master])),
+                Err(error) => tracing::error!(%error, id, "give a terminal back to the keeper"),
+            }
+        }
+        if let Some(from) = self.subscribers.iter().map(|subscriber| subscriber.next).min() {
             self.queue(Request::Subscribe { from }, Vec::new());
         }
     }
@@ -259,23 +266,17 @@ impl Connection {
             }
             FromKeeper::Held { n, held } => {
                 if let Some(pending) = self.pending.get_mut(&n) {
-                    let HeldRecord {
-                        id,
-                        pid,
-                        launching,
-                        exit,
-                    } = held;
-                    let pidfd = fds.into_iter().next().map(Arc::new);
-                    pending.held.push(Held {
-                        id,
-                        pid,
-                        pidfd,
-                        launching,
-                        exit,
-                    });
+                    let HeldRecord { id, pid, launching, exit } = held;
+                    let exit = exit.map(|exit| learnt(&self.keepsakes, exit));
+                    let mut fds = fds.into_iter().map(Arc::new);
+                    let (pidfd, terminal) = (fds.next(), fds.next());
+                    if let Some(pidfd) = &pidfd {
+                        self.keepsakes.keep(&id, pidfd, terminal.clone());
+                    }
+                    pending.held.push(Held { id, pid, pidfd, terminal, launching, exit });
                 }
             }
-            FromKeeper::Exit(exit) => self.tell(&exit),
+            FromKeeper::Exit(exit) => self.tell(&learnt(&self.keepsakes, exit)),
             FromKeeper::Log { message } => tracing::warn!(keeper = true, "{message}"),
         }
     }
@@ -291,6 +292,16 @@ impl Connection {
             subscriber.sender.send(exit.clone()).is_ok()
         });
     }
+}
+
+/// An end that the keeper did not see may be told by the pidfd that we hold.
+fn learnt(keepsakes: &Keepsakes, mut exit: Exit) -> Exit {
+    if exit.status.unknown
+        && let Some(status) = keepsakes.status(&exit.id)
+    {
+        exit.status = status;
+    }
+    exit
 }
 
 fn encode(call: &Call) -> Vec<u8> {

@@ -72,15 +72,11 @@ impl Container {
             launching: matches!(self.state, ContainerState::Launching(_)),
             exit: self.exit().cloned(),
         };
-        let fds = if self.is_alive() {
-            vec![duplicate(&self.pidfd)?]
-        } else {
-            Vec::new()
-        };
+        let fds = if self.is_alive() { self.handles()? } else { Vec::new() };
         Ok((held, fds))
     }
 
-    /// The descriptors of an answer to a launch: pidfd, and the terminal's master if there is one.
+    /// What a client gets of a running container: pidfd, and the terminal's master if there is one.
     pub(super) fn handles(&self) -> linux::Result<Vec<OwnedFd>> {
         let mut fds = vec![duplicate(&self.pidfd)?];
         if let Some(master) = self.streams.master() {

@@ -21,6 +21,7 @@ mod ending;
 mod environment;
 mod error;
 mod held;
+mod keepsakes;
 mod launching;
 pub(crate) mod poll;
 pub(crate) mod process;

@@ -97,7 +97,8 @@ pub(crate) enum FromKeeper {
         n: u64,
         result: Result<Answer, Refusal>,
     },
-    /// One entry of a list; [`Answer::Done`] ends it. Descriptors: the pidfd, if the process is not yet reaped.
+    /// One entry of a list; [`Answer::Done`] ends it. Descriptors, if its process is not yet reaped: the pidfd, and
+    /// the terminal's master if there is one.
     Held {
         n: u64,
         held: HeldRecord,

@@ -160,3 +160,47 @@ async fn a_program_that_can_not_take_over_is_refused() {
     assert!(is_running(container.pid));
     assert_eq!(node.client.list().await.unwrap().len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_outlives_its_keeper_and_what_ended_unseen_is_told_by_the_clients_pidfd() {
+    let node = Node::start().await;
+    let mut exits = node.client.exits(0);
+    let (plan, fds) = node.plan("t", "while read line; do echo got $line; done", true);
+    let mut request = node.request_with("t", plan, fds);
+    (request.terminal, request.stdin) = (true, true);
+    node.client.launch("t", request).await.unwrap();
+    let gone = node.run("gone", "sleep 100").await;
+    let keeper = node.keeper_pid();
+    // Both in one moment, so that no keeper sees the end.
+    linux::pidfd::send_signal(linux::pidfd::open(keeper).unwrap(), 19).unwrap();
+    kill(gone.pid);
+    kill(keeper);
+    let exit = next_exit(&mut exits).await;
+    assert_eq!(exit.id, "gone");
+    assert!(
+        exit.status.signal == Some(9) || exit.status.unknown,
+        "{:?}",
+        exit.status
+    );
+    let attached = node.client.attach("t").await.unwrap();
+    attached.write(b"still\n").await.unwrap();
+    eventually("the terminal answers", || {
+        node.log_text("t").contains("got still").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_keeper_has_a_small_mount_table_and_a_program_that_nobody_can_write() {
+    let node = Node::start().await;
+    let keeper = node.keeper_pid();
+    for program in [format!("/proc/{keeper}/exe"), format!("/proc/{}/exe", node.wait_for_scribe(None).await)] {
+        let error = std::fs::File::options().write(true).open(&program).unwrap_err();
+        let (read_only, busy) = (30, 26);
+        assert!([read_only, busy].contains(&error.raw_os_error().unwrap()), "{program}: {error}");
+    }
+    let table = std::fs::read_to_string(format!("/proc/{keeper}/mountinfo")).unwrap();
+    let cgroups = table.lines().filter(|line| line.contains("/sys/fs/cgroup")).count();
+    assert!(table.lines().count() - cgroups < 15, "{table}");
+    node.run("a", "true").await;
+}
