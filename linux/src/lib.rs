@@ -23,6 +23,7 @@ pub mod pidfd;
 pub mod pidfd_info;
 pub mod process;
 pub mod rlimit;
+pub mod scheduling;
 pub mod seccomp;
 pub mod signal;
 pub mod socket;

@@ -268,6 +268,19 @@ pub struct Overlay<'a> {
 /// # Errors
 /// EINVAL for no lower layer; ENODEV; the kernel's with its words.
 pub fn overlay(layers: Overlay<'_>) -> Result<OwnedFd> {
+    overlay_of(layers, None)
+}
+
+/// As [`overlay`], with every layer's ids mapped by a user namespace, so that what is root's on disk is its root's
+/// (Linux 5.19). The writable layer and its work directory must have one parent directory.
+///
+/// # Errors
+/// As [`overlay`]; EINVAL where a layer's file system can't map ids.
+pub fn overlay_mapped(layers: Overlay<'_>, user_namespace: impl AsFd) -> Result<OwnedFd> {
+    overlay_of(layers, Some(user_namespace.as_fd()))
+}
+
+fn overlay_of(layers: Overlay<'_>, mapping: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
     if layers.lowers.is_empty() {
         return Err(Error::new(
             "mount overlay",
@@ -280,37 +293,85 @@ pub fn overlay(layers: Overlay<'_>) -> Result<OwnedFd> {
     let lowers = layers
         .lowers
         .iter()
-        .map(|path| open_layer(path))
+        .map(|path| open_layer(path, mapping))
         .collect::<Result<Vec<_>>>()?;
-    let upper = layers
+    let writable = layers
         .upper
-        .map(|(upper, work)| Ok((open_layer(upper)?, open_layer(work)?)))
+        .map(|(upper, work)| Writable::open(upper, work, mapping))
         .transpose()?;
-    let mut writable: Vec<FsOption> = Vec::new();
-    if let Some((upper, work)) = &upper {
-        writable.push(("upperdir".to_owned(), Some(fd_path(upper))));
-        writable.push(("workdir".to_owned(), Some(fd_path(work))));
+    let mut options: Vec<FsOption> = Vec::new();
+    if let Some(writable) = &writable {
+        options.push(("upperdir".to_owned(), Some(writable.upper.clone())));
+        options.push(("workdir".to_owned(), Some(writable.work.clone())));
     }
     if layers.volatile {
-        writable.push(("volatile".to_owned(), None));
+        options.push(("volatile".to_owned(), None));
     }
-    let mut options: Vec<FsOption> = lowers
+    let one_by_one = lowers
         .iter()
-        .map(|lower| ("lowerdir+".to_owned(), Some(fd_path(lower))))
-        .collect();
-    options.extend(writable.iter().cloned());
-    match new_file_system("overlay", Some("overlay"), &options, 0) {
+        .map(|lower| ("lowerdir+".to_owned(), Some(fd_path(lower))));
+    match new_file_system(
+        "overlay",
+        Some("overlay"),
+        &one_by_one
+            .chain(options.iter().cloned())
+            .collect::<Vec<_>>(),
+        0,
+    ) {
         Err(error) if error.is(libc::EINVAL) => {}
         other => return other,
     }
     // Before Linux 6.5: all lower layers in one parameter.
     let joined = lowers.iter().map(fd_path).collect::<Vec<_>>().join(":");
     if joined.len() <= 255 {
-        let mut options = vec![("lowerdir".to_owned(), Some(joined))];
-        options.extend(writable);
+        options.insert(0, ("lowerdir".to_owned(), Some(joined)));
         return new_file_system("overlay", Some("overlay"), &options, 0);
     }
-    overlay_by_mount(&joined, &writable, layers)
+    overlay_by_mount(&joined, &options, layers)
+}
+
+/// The writable layer and its work directory, as paths through a descriptor that is held.
+struct Writable {
+    upper: String,
+    work: String,
+    _held: Vec<OwnedFd>,
+}
+
+impl Writable {
+    fn open(upper: &Path, work: &Path, mapping: Option<BorrowedFd<'_>>) -> Result<Self> {
+        let Some(_) = mapping else {
+            let (upper, work) = (open_layer(upper, None)?, open_layer(work, None)?);
+            return Ok(Writable {
+                upper: fd_path(&upper),
+                work: fd_path(&work),
+                _held: vec![upper, work],
+            });
+        };
+        // They must be on one mount, so it is their parent that is mapped.
+        let (Some(parent), Some(upper_name), Some(work_name)) =
+            (upper.parent(), upper.file_name(), work.file_name())
+        else {
+            return Err(Error::new(
+                "mount overlay on",
+                upper.display().to_string(),
+                libc::EINVAL,
+            ));
+        };
+        if work.parent() != Some(parent) {
+            return Err(Error::new(
+                "mount overlay with work directory",
+                work.display().to_string(),
+                libc::EXDEV,
+            ));
+        }
+        let held = open_layer(parent, mapping)?;
+        let path = |name: &std::ffi::OsStr| format!("{}/{}", fd_path(&held), name.display());
+        Ok(Writable {
+            upper: path(upper_name),
+            work: path(work_name),
+            _held: vec![held],
+        })
+    }
 }
 
 /// By mount(2), which takes a page of options: attached over the work directory for as long as it takes to clone it.
@@ -341,7 +402,13 @@ fn overlay_by_mount(lowers: &str, writable: &[FsOption], layers: Overlay<'_>) ->
     detached
 }
 
-fn open_layer(path: &Path) -> Result<OwnedFd> {
+/// Opens a directory, as a mount of its own where its ids are mapped.
+fn open_layer(path: &Path, mapping: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
+    if let Some(user_namespace) = mapping {
+        let mapped = bind(path, false)?;
+        set_idmap(&mapped, false, user_namespace)?;
+        return Ok(mapped);
+    }
     rustix::fs::open(
         path,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,

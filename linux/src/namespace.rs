@@ -136,6 +136,24 @@ pub fn unshare(kinds: &[NamespaceKind]) -> Result<()> {
     Ok(())
 }
 
+/// A new user namespace with these maps (the text of `uid_map` and `gid_map`), in which nobody is: for id-mapped
+/// mounts and for pods whose processes join it. The caller may be threaded.
+///
+/// # Errors
+/// The `clone3`'s (ENOSPC over a limit on namespaces) or the maps' (EPERM, EINVAL).
+pub fn user_with_mapping(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
+    let holder = crate::process::clone_sleeper(NamespaceKind::User.clone_flag())?;
+    let write = |file: &str, text: &str| {
+        let path = format!("/proc/{}/{file}", holder.pid);
+        std::fs::write(&path, text).context("write", || format!("{path}: {}", text.trim()))
+    };
+    let opened = write("uid_map", uid_map)
+        .and_then(|()| write("gid_map", gid_map))
+        .and_then(|()| open_of(holder.pid, NamespaceKind::User));
+    crate::process::end_sleeper(&holder)?;
+    opened
+}
+
 /// Whether two descriptors refer to the same namespace.
 ///
 /// # Errors

@@ -125,6 +125,78 @@ pub fn clone_child(options: CloneOptions<'_>, child: impl FnOnce() -> i32) -> Re
     })
 }
 
+/// Clones a child that does nothing but sleep, to hold new namespaces until they are opened. The caller may be
+/// threaded. It has no exit signal: nobody's loop over children sees it, and [`end_sleeper`] reaps it.
+pub(crate) fn clone_sleeper(namespaces: u64) -> Result<Child> {
+    let mut pidfd: RawFd = -1;
+    let args = CloneArgs {
+        flags: namespaces | libc::CLONE_PIDFD as u64,
+        pidfd: std::ptr::from_mut(&mut pidfd) as u64,
+        ..CloneArgs::default()
+    };
+    let mask = signal::block_all()?;
+    // SAFETY: as in `clone_child`, but with threads about: so the child allocates nothing, takes no lock and calls
+    // nothing but the kernel, with all signals blocked, until it is killed.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            std::ptr::from_ref(&args),
+            size_of::<CloneArgs>(),
+        )
+    };
+    if pid == 0 {
+        loop {
+            // SAFETY: a null set of descriptors and no timeout: it sleeps for ever.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_ppoll,
+                    std::ptr::null::<u8>(),
+                    0,
+                    std::ptr::null::<u8>(),
+                    std::ptr::null::<u8>(),
+                    0,
+                )
+            };
+        }
+    }
+    let failure = Error::last("clone3", format!("flags {namespaces:#x}"));
+    signal::restore(&mask)?;
+    if pid < 0 {
+        return Err(failure);
+    }
+    // SAFETY: clone3 succeeded with CLONE_PIDFD, so `pidfd` is a new descriptor that nothing else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Child {
+        pid: pid as i32,
+        pidfd,
+    })
+}
+
+/// Ends and reaps a child of [`clone_sleeper`].
+pub(crate) fn end_sleeper(child: &Child) -> Result<()> {
+    crate::pidfd::kill(&child.pidfd)?;
+    // SAFETY: the siginfo is a live zeroed structure for the kernel to fill in. Children without an exit signal are
+    // seen with __WALL only, which rustix's waitid doesn't offer.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    check_wait(unsafe {
+        libc::syscall(
+            libc::SYS_waitid,
+            libc::P_PIDFD,
+            child.pidfd.as_raw_fd(),
+            std::ptr::from_mut(&mut info),
+            libc::WEXITED | libc::__WALL,
+            std::ptr::null::<u8>(),
+        )
+    })
+}
+
+fn check_wait(value: libc::c_long) -> Result<()> {
+    crate::error::check(value)
+        .map(drop)
+        .context("waitid", || "namespace holder")
+}
+
 /// Ends this process at once, without running destructors or exit handlers: for a child of [`clone_child`].
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: exit_group takes an integer and doesn't return.

@@ -111,8 +111,8 @@ pub fn exec(plan: &ExecPlan, fds: Vec<OwnedFd>, stdio: Stdio) -> Result<Launched
     let child = in_pid_namespace(join_pid, || {
         process::clone_child(options, || {
             init::finish(&mut reporter, |reporter| {
-                init::join_cgroup(&plan.cgroup, table)?;
                 init::set_limits(&plan.process)?;
+                init::join_cgroup(&plan.cgroup, table)?;
                 init::run_exec(plan, table, &streams.child(), reporter)
             })
         })

@@ -7,6 +7,7 @@
 
 pub mod cli;
 mod error;
+mod hooks;
 mod init;
 mod launch;
 mod plan;

@@ -1,6 +1,7 @@
 //! `create` and `run`.
 
 use super::args::{CreateArgs, RunArgs};
+use super::hooks::RuntimeHooks;
 use super::{Context, Failure, Outcome, console, foreground, lifecycle};
 use crate::launch::{Launched, Stdio};
 use crate::plan::{LaunchResources, Rootfs, apply_resources};
@@ -187,7 +188,10 @@ fn launch_into(
     } else {
         None
     };
+    let hooks = RuntimeHooks::read(container, &bundle.spec)?;
+    let (their_end, our_end) = hooks.gate()?.unzip();
     let resources = LaunchResources {
+        runtime_hooks: their_end,
         bundle: bundle.dir.clone(),
         cgroup: Some(cgroup),
         gate,
@@ -206,7 +210,13 @@ fn launch_into(
     container.record.pid = launched.pid;
     container.record.start_time = ProcessStat::read(launched.pid).map_or(0, |stat| stat.start_time);
     container.save()?;
+    if let Some(ours) = our_end {
+        hooks.created(&ours, launched.pid)?;
+    }
     wait_status(&launched.status)?;
+    if launching != Launching::Created {
+        hooks.started(launched.pid);
+    }
     if let Some(path) = &args.pid_file {
         write_whole(path, launched.pid.to_string().as_bytes())?;
     }

@@ -1,6 +1,7 @@
 //! `start`, `kill`, `delete`, `pause`, `resume`.
 
 use super::args::KillArgs;
+use super::hooks::RuntimeHooks;
 use super::{Context, Failure, Outcome, create};
 use crate::state::{Container, Status};
 use linux::{pidfd, signal};
@@ -32,6 +33,7 @@ pub(super) fn start(context: &Context, id: &str) -> Outcome {
     let connection = connect(&container, taken);
     let _ = std::fs::remove_file(container.path(taken));
     create::wait_status(&connection?)?;
+    RuntimeHooks::read(&container, &container.spec()?)?.started(container.record.pid);
     Ok(0)
 }
 
@@ -142,8 +144,19 @@ pub(super) fn destroy(container: Container) -> Result<(), Failure> {
         Ok(None) => {}
         Err(error) => note(Err(error.into())),
     }
+    // One whose creation was cut short has no spec, and had no hooks run.
+    let hooks = container
+        .spec()
+        .ok()
+        .and_then(|spec| RuntimeHooks::read(&container, &spec).ok());
     match first {
-        None => Ok(container.remove()?),
+        None => {
+            container.remove()?;
+            if let Some(hooks) = hooks {
+                hooks.deleted();
+            }
+            Ok(())
+        }
         Some(failure) => Err(failure),
     }
 }

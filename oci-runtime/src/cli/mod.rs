@@ -6,6 +6,7 @@ mod create;
 mod exec;
 mod features;
 mod foreground;
+mod hooks;
 mod inspect;
 mod lifecycle;
 mod seal;

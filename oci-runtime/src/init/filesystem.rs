@@ -1,9 +1,9 @@
 //! The container's file systems: mounts attached inside its own mount namespace, masks, and the change of root.
 
-use super::{Fds, devices};
+use super::{Fds, copy_up, devices};
 use crate::error::{DuringLaunch, LaunchError};
 use crate::plan::{LaunchPlan, MountPlan, MountSource};
-use linux::mount::{self, Attributes, FsOption, PROC_MAGIC, Propagation, attr};
+use linux::mount::{self, Attributes, PROC_MAGIC, Propagation, attr};
 use linux::path::{self, Target};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -68,9 +68,18 @@ fn attach(
             options,
             copy_up,
         } => {
-            let made = make_file_system(entry, kind, source.as_deref(), options)?;
+            let hold_back = if *copy_up { attr::RDONLY } else { 0 };
+            let attributes = entry.attributes.set & !hold_back;
+            let made = mount::new_file_system(kind, source.as_deref(), options, attributes)
+                .step(|| step(kind))?;
             if *copy_up {
-                return Err(LaunchError::new(step(kind), "tmpcopyup is not supported"));
+                copy_up::copy(&target, &made, &entry.destination.to_string_lossy())?;
+                // Not before, or nothing could be copied.
+                let only = Attributes {
+                    set: entry.attributes.set & attr::RDONLY,
+                    ..Attributes::default()
+                };
+                mount::set_attributes(&made, false, &only).step(|| step(kind))?;
             }
             (made, kind.as_str())
         }
@@ -93,16 +102,6 @@ fn attach(
     mount::set_attributes(&mounted, false, &change).step(|| step(name))?;
     mount::set_attributes(&mounted, true, &entry.recursive_attributes).step(|| step(name))?;
     Ok(Some(mounted))
-}
-
-fn make_file_system(
-    entry: &MountPlan,
-    kind: &str,
-    source: Option<&str>,
-    options: &[FsOption],
-) -> Result<OwnedFd, LaunchError> {
-    let step = || format!("mount {kind} on {}", entry.destination.display());
-    mount::new_file_system(kind, source, options, entry.attributes.set).step(step)
 }
 
 fn set_attributes(entry: &MountPlan, mounted: impl AsFd) -> Result<(), LaunchError> {

@@ -3,6 +3,7 @@
 //! It runs in a copy of a single-threaded process, so it may allocate; it takes no lock that outlives it, follows no
 //! path of the host's, and its only way to speak is the status descriptor.
 
+mod copy_up;
 mod devices;
 mod filesystem;
 mod gate;
@@ -201,13 +202,66 @@ pub(crate) fn run_launch(
     if let Some(name) = &plan.domain_name {
         credential::set_domain_name(name).step(|| "set domain name")?;
     }
+    if let Some(fd) = plan.hooks.runtime {
+        wait_for_runtime_hooks(fds.get(fd)?)?;
+    }
+    // By the host's procfs, which is still there: hooks are told the pid that the runtime knows.
+    let pid = own_pid();
+    crate::hooks::run_all(
+        "createContainer",
+        &plan.hooks.create_container,
+        &plan.hooks.state,
+        pid,
+        "creating",
+    )?;
     let slave = match stdio {
         ChildStdio::Terminal(slave) => Some(*slave),
         ChildStdio::Fds(_) | ChildStdio::None => None,
     };
     filesystem::build(plan, fds, slave)?;
     let gate = plan.gate.map(|fd| fds.get(fd)).transpose()?;
-    process::become_program(&plan.process, stdio, &labels, gate, reporter)
+    let before_program = || {
+        crate::hooks::run_all(
+            "startContainer",
+            &plan.hooks.start_container,
+            &plan.hooks.state,
+            pid,
+            "created",
+        )
+    };
+    process::become_program(
+        &plan.process,
+        stdio,
+        &labels,
+        gate,
+        before_program,
+        reporter,
+    )
+}
+
+/// This process's pid in the mount namespace's procfs.
+fn own_pid() -> i32 {
+    let link = std::fs::read_link("/proc/self").ok();
+    link.and_then(|pid| pid.to_str()?.parse().ok()).unwrap_or(0)
+}
+
+/// Tells the runtime that the namespaces are there, and waits for its word.
+fn wait_for_runtime_hooks(socket: BorrowedFd<'_>) -> Result<(), LaunchError> {
+    let step = || "wait for the runtime's hooks";
+    let failed = |operation, errno: rustix::io::Errno| {
+        linux::Error::new(operation, "", errno.raw_os_error())
+    };
+    rustix::io::write(socket, b"r")
+        .map_err(|errno| failed("write", errno))
+        .step(step)?;
+    let mut word = [0];
+    match rustix::io::read(socket, &mut word)
+        .map_err(|errno| failed("read", errno))
+        .step(step)?
+    {
+        1 => Ok(()),
+        _ => Err(LaunchError::new(step(), "the runtime ended")),
+    }
 }
 
 /// Brings another process into a running container and to its `execve`. Returns only on failure.
@@ -238,7 +292,7 @@ pub(crate) fn run_exec(
     if let Some(name) = &plan.process.keyring {
         keyring::join_session(name).step(|| "join session keyring")?;
     }
-    process::become_program(&plan.process, stdio, &labels, None, reporter)
+    process::become_program(&plan.process, stdio, &labels, None, || Ok(()), reporter)
 }
 
 /// The container's root need not be its mount namespace's.

@@ -3,7 +3,7 @@
 use super::{ChildStdio, Reporter, gate};
 use crate::error::{DuringLaunch, LaunchError};
 use crate::plan::ProcessPlan;
-use linux::{capability, credential, mount, process, rlimit, seccomp, terminal};
+use linux::{capability, credential, mount, process, rlimit, scheduling, seccomp, terminal};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -12,6 +12,9 @@ use std::path::Path;
 
 /// Sets the limits that take the host's privileges.
 pub(crate) fn set_limits(plan: &ProcessPlan) -> Result<(), LaunchError> {
+    if let Some(processors) = &plan.scheduling.initial_affinity {
+        scheduling::set_affinity(processors).step(|| "set initial CPU affinity")?;
+    }
     if let Some(value) = plan.oom_score_adj {
         set_oom_score_adj(value)?;
     }
@@ -79,6 +82,7 @@ pub(super) fn become_program(
     stdio: &ChildStdio<'_>,
     labels: &Labels,
     gate: Option<BorrowedFd<'_>>,
+    before_program: impl FnOnce() -> Result<(), LaunchError>,
     reporter: &mut Reporter,
 ) -> Result<Infallible, LaunchError> {
     attach_stdio(plan, stdio)?;
@@ -90,8 +94,28 @@ pub(super) fn become_program(
         reporter.close();
         reporter.replace(gate::wait(gate)?);
     }
+    before_program()?;
+    set_scheduling(plan)?;
     restrict(plan, labels)?;
     Err(program.exec(plan))
+}
+
+/// What is the program's and not the set-up's.
+fn set_scheduling(plan: &ProcessPlan) -> Result<(), LaunchError> {
+    let wanted = &plan.scheduling;
+    if let Some(scheduler) = &wanted.scheduler {
+        scheduling::set_scheduler(scheduler).step(|| "set scheduler")?;
+    }
+    if let Some((class, level)) = wanted.io_priority {
+        scheduling::set_io_priority(class, level).step(|| "set I/O priority")?;
+    }
+    if let Some((mode, nodes)) = &wanted.memory_policy {
+        scheduling::set_memory_policy(*mode, nodes).step(|| "set memory policy")?;
+    }
+    if let Some(processors) = &wanted.affinity {
+        scheduling::set_affinity(processors).step(|| "set CPU affinity")?;
+    }
+    Ok(())
 }
 
 /// Puts the streams in place and hands them to the container's user, so that it can reopen them by `/dev/stdout`.

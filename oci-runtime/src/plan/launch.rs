@@ -1,8 +1,10 @@
 //! A whole spec, resolved.
 
+use super::hooks::{HooksPlan, hook_state, plan_hooks};
 use super::mounts::{self, MountContext, parse_rootfs_propagation};
 use super::namespaces::plan_namespaces;
 use super::process::{plan_personality, plan_process};
+use super::scheduling::plan_memory_policy;
 use super::{CgroupPlan, DevicePlan, DeviceSource, FdList, LaunchPlan, NamespacePlan, RootfsPlan};
 use crate::error::{DuringPlan, Error};
 use linux::cgroup::Cgroup;
@@ -40,6 +42,9 @@ pub struct LaunchResources {
     /// With a listening unix socket, the process waits before `execve` until somebody connects, and reports to them
     /// whether `execve` worked (`create` and `start`).
     pub gate: Option<OwnedFd>,
+    /// A stream or packet socket, needed if the spec has `prestart` or `createRuntime` hooks: the process writes a byte
+    /// to it when its namespaces are there, and goes on when it reads one, which the caller writes after these hooks.
+    pub runtime_hooks: Option<OwnedFd>,
     /// Whether the process keeps the caller's session keyring (`--no-new-keyring`).
     pub keep_keyring: bool,
     /// How many of the launching process's descriptors from 3 on the program inherits (`--preserve-fds`).
@@ -57,6 +62,7 @@ impl LaunchResources {
             namespaces: Vec::new(),
             mounts: Vec::new(),
             gate: None,
+            runtime_hooks: None,
             keep_keyring: false,
             preserve_fds: 0,
         }
@@ -84,6 +90,7 @@ pub fn plan_launch(
     let namespaces = plan_namespaces(linux, resources.namespaces, &mut fds)?;
     let rootfs = plan_rootfs(spec, linux, resources.rootfs, &namespaces, &mut fds)?;
     let mut context = MountContext {
+        user_namespace: mapping_of(&namespaces, &fds)?,
         bundle: &resources.bundle,
         namespaces: &namespaces,
         cgroup: resources.cgroup.as_ref(),
@@ -99,6 +106,7 @@ pub fn plan_launch(
             format!("none has the destination {}", destination.display()),
         ));
     }
+    refuse_unsupported(linux)?;
     let mapped = namespaces.has_user();
     let mut process_plan = plan_process(
         process,
@@ -107,6 +115,11 @@ pub fn plan_launch(
         mapped,
     )?;
     process_plan.preserve_fds = resources.preserve_fds;
+    process_plan.scheduling.memory_policy = linux
+        .memory_policy()
+        .as_ref()
+        .map(plan_memory_policy)
+        .transpose()?;
     process_plan.personality = linux.personality().as_ref().map(plan_personality);
     if namespaces
         .user_mapping
@@ -134,6 +147,13 @@ pub fn plan_launch(
         domain_name: non_empty_name(spec.domainname(), "domainname", &namespaces)?,
         sysctls: plan_sysctls(linux, &namespaces)?,
         gate: resources.gate.map(|fd| fds.push(fd)),
+        hooks: plan_all_hooks(
+            spec,
+            &resources.id,
+            &resources.bundle,
+            resources.runtime_hooks,
+            &mut fds,
+        )?,
         process: process_plan,
         namespaces,
         rootfs,
@@ -141,6 +161,68 @@ pub fn plan_launch(
         devpts,
     };
     Ok((plan, fds.into_inner()))
+}
+
+/// The user namespace whose mapping id-mapped mounts have by default: the one that is joined, or one like the one that
+/// will be made; made only if a mount asks.
+fn mapping_of(namespaces: &NamespacePlan, fds: &FdList) -> Result<mounts::Mapping, Error> {
+    if let Some(joined) = namespaces.joins(NamespaceKind::User) {
+        return Ok(mounts::Mapping::Joined(fds.duplicate(joined)?));
+    }
+    Ok(match &namespaces.user_mapping {
+        Some(mapping) => mounts::Mapping::New(mapping.clone()),
+        None => mounts::Mapping::None,
+    })
+}
+
+/// What is asked for and would otherwise be left out in silence.
+fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
+    if linux.intel_rdt().is_some() {
+        return Err(Error::unsupported(
+            "linux.intelRdt",
+            "resctrl is not implemented",
+        ));
+    }
+    if linux
+        .net_devices()
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty())
+    {
+        return Err(Error::unsupported(
+            "linux.netDevices",
+            "moving network devices is not implemented",
+        ));
+    }
+    Ok(())
+}
+
+fn plan_all_hooks(
+    spec: &Spec,
+    id: &str,
+    bundle: &Path,
+    runtime: Option<OwnedFd>,
+    fds: &mut FdList,
+) -> Result<HooksPlan, Error> {
+    let Some(hooks) = spec.hooks() else {
+        return Ok(HooksPlan::default());
+    };
+    #[allow(deprecated)] // the specification deprecates prestart, and still has it
+    let of_runtime = [hooks.prestart(), hooks.create_runtime()]
+        .into_iter()
+        .flatten()
+        .any(|list| !list.is_empty());
+    if of_runtime && runtime.is_none() {
+        return Err(Error::unsupported(
+            "hooks",
+            "prestart and createRuntime hooks take a runtime that runs them",
+        ));
+    }
+    Ok(HooksPlan {
+        create_container: plan_hooks("createContainer", hooks.create_container())?,
+        start_container: plan_hooks("startContainer", hooks.start_container())?,
+        state: hook_state(spec, id, bundle),
+        runtime: runtime.filter(|_| of_runtime).map(|fd| fds.push(fd)),
+    })
 }
 
 fn paths(list: &Option<Vec<String>>) -> Vec<PathBuf> {

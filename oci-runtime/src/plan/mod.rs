@@ -1,11 +1,13 @@
 //! What a launch needs, resolved ahead of it: plain data, and descriptors that it refers to by index.
 
 mod cgroup;
+mod hooks;
 mod launch;
 mod mounts;
 mod namespaces;
 mod process;
 mod resources;
+mod scheduling;
 mod types;
 
 pub use cgroup::CgroupPlan;
@@ -20,6 +22,9 @@ pub(crate) use types::{
     SeccompPlan, UserMapping,
 };
 
+pub(crate) use hooks::{HookPlan, HooksPlan, hook_state, plan_hooks};
+pub(crate) use scheduling::SchedulingPlan;
+
 use std::os::fd::OwnedFd;
 
 /// The descriptors of a plan, while it is being made.
@@ -30,6 +35,18 @@ impl FdList {
     pub(crate) fn push(&mut self, fd: OwnedFd) -> Fd {
         self.0.push(fd);
         Fd(self.0.len() - 1)
+    }
+
+    /// Another descriptor for the same thing.
+    pub(crate) fn duplicate(&self, fd: Fd) -> Result<OwnedFd, crate::Error> {
+        let found = self
+            .0
+            .get(fd.0)
+            .ok_or_else(|| crate::Error::spec("plan", "a descriptor is missing"))?;
+        found.try_clone().map_err(|error| crate::Error::Kernel {
+            step: "prepare descriptors".to_owned(),
+            cause: linux::Error::io("dup", "", &error),
+        })
     }
 
     pub(crate) fn into_inner(self) -> Vec<OwnedFd> {

@@ -1,7 +1,7 @@
 //! `mounts` of a spec: options parsed, sources opened.
 
-use super::namespaces::host_id;
-use super::{FdList, MountPlan, MountSource, NamespacePlan};
+use super::namespaces::{host_id, map_text};
+use super::{FdList, MountPlan, MountSource, NamespacePlan, UserMapping};
 use crate::error::{DuringPlan, Error};
 use linux::cgroup::{Cgroup, Layout};
 use linux::mount::{self, Attributes, FsOption, Propagation, attr};
@@ -21,6 +21,8 @@ pub(super) struct Options {
     /// With whether it is recursive.
     pub propagation: Option<(Propagation, bool)>,
     pub copy_up: bool,
+    /// Ids are mapped; with whether that is recursive.
+    pub idmap: Option<bool>,
     pub data: Vec<FsOption>,
 }
 
@@ -141,6 +143,8 @@ pub(super) fn parse_options(options: &[String]) -> Options {
                 out.recursive_bind = true;
             }
             "tmpcopyup" => out.copy_up = true,
+            "idmap" => out.idmap = Some(false),
+            "ridmap" => out.idmap = Some(true),
             "" | "defaults" | "async" | "loud" | "silent" | "nomand" | "noiversion"
             | "nolazytime" => {}
             other => {
@@ -163,11 +167,40 @@ pub(super) fn parse_options(options: &[String]) -> Options {
     out
 }
 
+/// The mapping of a mount that has none of its own.
+pub(super) enum Mapping {
+    None,
+    Joined(OwnedFd),
+    New(UserMapping),
+}
+
+impl Mapping {
+    /// A user namespace with it.
+    fn namespace(&self) -> Result<OwnedFd, Error> {
+        let cause = |error: &std::io::Error| linux::Error::io("dup", "user namespace", error);
+        match self {
+            Mapping::None => Err(Error::spec(
+                "mounts",
+                "idmap without a mapping and without a user namespace",
+            )),
+            Mapping::Joined(fd) => fd
+                .try_clone()
+                .map_err(|error| cause(&error))
+                .during(|| "map mount's ids"),
+            Mapping::New(mapping) => {
+                linux::namespace::user_with_mapping(&mapping.uid_map, &mapping.gid_map)
+                    .during(|| "map mount's ids")
+            }
+        }
+    }
+}
+
 /// What resolving the spec's mounts needs besides them.
 pub(super) struct MountContext<'a> {
     pub bundle: &'a Path,
     pub namespaces: &'a NamespacePlan,
     pub cgroup: Option<&'a Cgroup>,
+    pub user_namespace: Mapping,
     /// Detached mounts by destination, in place of sources.
     pub given: Vec<(PathBuf, OwnedFd)>,
 }
@@ -264,6 +297,10 @@ fn plan_bind(
             ));
         }
     };
+    if let Some((namespace, recursive)) = plan_idmap(position, spec, options, context)? {
+        mount::set_idmap(&detached, recursive, &namespace)
+            .during(|| format!("map ids of mount {}", destination.display()))?;
+    }
     let is_dir = linux::path::is_directory(&detached).during(|| "stat mount source")?;
     // The clone is a member of its source's peer group: what the container mounts must not reach the host.
     let (attributes, recursive) = with_propagation(options, Some((Propagation::Private, true)));
@@ -283,6 +320,32 @@ fn plan_bind(
         attributes: Attributes::default(),
         recursive_attributes: Attributes::default(),
     })
+}
+
+/// The user namespace that maps a mount's ids, and whether those of the mounts below too.
+fn plan_idmap(
+    position: usize,
+    spec: &Mount,
+    options: &Options,
+    context: &MountContext<'_>,
+) -> Result<Option<(OwnedFd, bool)>, Error> {
+    let own =
+        [spec.uid_mappings(), spec.gid_mappings()].map(|maps| maps.as_deref().unwrap_or_default());
+    let recursive = options.idmap.unwrap_or(false);
+    match own {
+        [[], []] if options.idmap.is_none() => Ok(None),
+        [[], []] => Ok(Some((context.user_namespace.namespace()?, recursive))),
+        [[], _] | [_, []] => Err(Error::spec(
+            format!("mounts[{position}]"),
+            "uidMappings and gidMappings go together",
+        )),
+        [uids, gids] => {
+            let namespace =
+                linux::namespace::user_with_mapping(&map_text(uids), &map_text(gids))
+                    .during(|| format!("map ids of mount {}", spec.destination().display()))?;
+            Ok(Some((namespace, recursive)))
+        }
+    }
 }
 
 /// A `cgroup` mount: the container's own part of the tree.

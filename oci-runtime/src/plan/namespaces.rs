@@ -72,17 +72,7 @@ fn plan_user_mapping(spec: &Linux) -> Result<UserMapping, Error> {
                 "a new user namespace needs a mapping",
             ));
         }
-        let mut out = String::new();
-        for map in mappings {
-            let _ = writeln!(
-                out,
-                "{} {} {}",
-                map.container_id(),
-                map.host_id(),
-                map.size()
-            );
-        }
-        Ok(out)
+        Ok(map_text(mappings))
     };
     let privileged = linux::capability::current()
         .is_ok_and(|sets| sets.effective.contains(linux::capability::SETGID));
@@ -90,6 +80,20 @@ fn plan_user_mapping(spec: &Linux) -> Result<UserMapping, Error> {
         uid_map: text("uidMappings", spec.uid_mappings())?,
         gid_map: text("gidMappings", spec.gid_mappings())?,
         deny_setgroups: !privileged,
+    })
+}
+
+/// The text of a map file.
+pub(super) fn map_text(mappings: &[LinuxIdMapping]) -> String {
+    mappings.iter().fold(String::new(), |mut out, map| {
+        let _ = writeln!(
+            out,
+            "{} {} {}",
+            map.container_id(),
+            map.host_id(),
+            map.size()
+        );
+        out
     })
 }
 

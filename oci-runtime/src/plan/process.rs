@@ -1,5 +1,6 @@
 //! `process` of a spec, for a container's first process and for an exec.
 
+use super::scheduling::plan_scheduling;
 use super::{CgroupPlan, ExecPlan, FdList, ProcessPlan};
 use crate::error::{DuringPlan, Error};
 use crate::seccomp;
@@ -70,6 +71,7 @@ pub fn plan_exec(process: &Process, target: ExecTarget) -> Result<(ExecPlan, Vec
     let user_namespaced = kinds.contains(&NamespaceKind::User);
     let mut plan = plan_process(process, None, target.seccomp.as_ref(), user_namespaced)?;
     plan.preserve_fds = target.preserve_fds;
+    plan.scheduling = plan_scheduling(process, true)?;
     if user_namespaced && !setgroups_allowed(pid) {
         plan.groups = None;
     }
@@ -151,6 +153,7 @@ pub(super) fn plan_process(
         no_new_privs: process.no_new_privileges().unwrap_or(false),
         seccomp: seccomp.map(seccomp::plan).transpose()?.flatten(),
         rlimits: plan_rlimits(process)?,
+        scheduling: plan_scheduling(process, false)?,
         oom_score_adj: process.oom_score_adj(),
         apparmor_profile: process
             .apparmor_profile()

@@ -1,6 +1,7 @@
 //! The plans' data.
 
 use super::cgroup::CgroupPlan;
+use super::{HooksPlan, SchedulingPlan};
 use linux::capability::Sets;
 use linux::mount::{Attributes, FsOption, Propagation};
 use linux::namespace::NamespaceKind;
@@ -34,6 +35,7 @@ pub struct LaunchPlan {
     pub(crate) devpts: Option<Fd>,
     /// A listening socket at which the process waits before `execve`.
     pub(crate) gate: Option<Fd>,
+    pub(crate) hooks: HooksPlan,
     pub(crate) process: ProcessPlan,
 }
 
@@ -161,6 +163,7 @@ pub(crate) struct ProcessPlan {
     pub no_new_privs: bool,
     pub seccomp: Option<SeccompPlan>,
     pub rlimits: Vec<Rlimit>,
+    pub scheduling: SchedulingPlan,
     pub oom_score_adj: Option<i32>,
     pub apparmor_profile: Option<String>,
     pub selinux_label: Option<String>,

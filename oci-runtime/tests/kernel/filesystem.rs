@@ -135,3 +135,45 @@ fn nothing_is_left_mounted_on_the_host() {
         before
     );
 }
+
+#[test]
+fn a_tmpfs_can_start_with_the_images_content() {
+    let mut bundle = Bundle::new(
+        "cat /var/data/sub/file; stat -c '%a %u' /var/data/sub/file /var/data; readlink /var/data/link; touch /var/data/new",
+    );
+    std::fs::create_dir_all(bundle.path("rootfs/var/data/sub")).unwrap();
+    std::fs::write(bundle.path("rootfs/var/data/sub/file"), "from the image\n").unwrap();
+    std::os::unix::fs::chown(
+        bundle.path("rootfs/var/data/sub/file"),
+        Some(1000),
+        Some(1000),
+    )
+    .unwrap();
+    std::os::unix::fs::symlink("/nowhere", bundle.path("rootfs/var/data/link")).unwrap();
+    bundle.add_mount(json!({"destination": "/var/data", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}));
+    assert_eq!(
+        bundle.run().ok(),
+        "from the image\n644 1000\n755 0\n/nowhere\n"
+    );
+    assert!(!bundle.path("rootfs/var/data/new").exists());
+}
+
+#[test]
+fn an_id_mapped_mount_shows_its_files_as_the_containers() {
+    let mut bundle =
+        Bundle::new("stat -c %u /mapped/file; touch /mapped/made && stat -c %u /mapped/made")
+            .with_user_namespace();
+    std::os::unix::fs::chown(bundle.path(""), Some(100_000), None).unwrap();
+    std::fs::create_dir(bundle.path("volume")).unwrap();
+    std::fs::write(bundle.path("volume/file"), "").unwrap();
+    let source = bundle.path("volume");
+    bundle.add_mount(json!({"destination": "/mapped", "type": "bind", "source": source, "options": ["rbind", "idmap"]}));
+    std::fs::create_dir(bundle.path("rootfs/mapped")).unwrap();
+    assert_eq!(bundle.run().ok(), "0\n0\n");
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(
+        std::fs::metadata(bundle.path("volume/made")).unwrap().uid(),
+        0,
+        "on disk it is the host's root's"
+    );
+}

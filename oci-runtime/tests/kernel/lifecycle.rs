@@ -187,3 +187,81 @@ fn the_words_are_runcs() {
     let features: serde_json::Value = serde_json::from_slice(&features.stdout).unwrap();
     assert_eq!(features["ociVersionMin"], "1.0.0");
 }
+
+#[test]
+fn hooks_run_in_order_with_the_state_on_their_input() {
+    let mut bundle = Bundle::new("sleep 100");
+    let log = bundle.path("hooks.log");
+    let hook = |name: &str, shell: &str| {
+        let script = format!(
+            "echo {name} $(cat) $(readlink /proc/self/ns/mnt) >> {}",
+            log.display()
+        );
+        json!([{"path": shell, "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}])
+    };
+    bundle.config["hooks"] = json!({
+        "prestart": hook("prestart", "/bin/sh"),
+        "createRuntime": hook("createRuntime", "/bin/sh"),
+        "createContainer": hook("createContainer", "/bin/sh"),
+        "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "cat > /tmp/state"]}],
+        "poststart": hook("poststart", "/bin/sh"),
+        "poststop": hook("poststop", "/bin/sh"),
+    });
+    bundle.start();
+    let pid = bundle.state()["pid"].to_string();
+    let inside = std::fs::read_to_string(bundle.path("rootfs/tmp/state")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&inside).unwrap();
+    assert_eq!(
+        (state["status"].as_str(), state["pid"].to_string()),
+        (Some("created"), pid.clone())
+    );
+    bundle.must(&["delete", "--force", &bundle.id]);
+    let log = std::fs::read_to_string(log).unwrap();
+    let names: Vec<_> = log
+        .lines()
+        .map(|line| line.split(' ').next().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "prestart",
+            "createRuntime",
+            "createContainer",
+            "poststart",
+            "poststop"
+        ]
+    );
+    assert!(
+        log.lines()
+            .take(4)
+            .all(|line| line.contains(&format!("\"pid\":{pid}"))),
+        "{log}"
+    );
+    let own = std::fs::read_link("/proc/self/ns/mnt").unwrap();
+    let in_ours: Vec<_> = log
+        .lines()
+        .map(|line| line.ends_with(own.to_str().unwrap()))
+        .collect();
+    assert_eq!(in_ours, [true, true, false, true, true]);
+}
+
+#[test]
+fn a_hook_that_fails_or_hangs_ends_the_creation() {
+    for (hook, words) in [
+        (
+            json!([{"path": "/bin/false"}]),
+            "run createRuntime hook #0 (/bin/false): exit status 1",
+        ),
+        (
+            json!([{"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}]),
+            "no end after 1 s",
+        ),
+    ] {
+        let mut bundle = Bundle::new("true");
+        bundle.config["hooks"] = json!({"createRuntime": hook});
+        let ran = Ran::from(bundle.output(&["create", &bundle.id]));
+        assert_eq!(ran.code, 1);
+        assert!(ran.stderr.contains(words), "{}", ran.stderr);
+        assert_eq!(cgroups_named(&bundle.id).len(), 0);
+    }
+}

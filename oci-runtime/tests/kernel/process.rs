@@ -236,3 +236,15 @@ fn a_time_namespace_has_its_offset() {
     let uptime: f64 = out.split('.').next().unwrap().parse().unwrap();
     assert!(uptime >= 1e9, "{out}");
 }
+
+#[test]
+fn scheduler_and_io_priority_are_the_specs() {
+    let mut bundle =
+        Bundle::new("head -c 200 /proc/self/sched >/dev/null 2>&1; cat /proc/self/stat");
+    bundle.process()["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+    bundle.process()["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 0});
+    let out = bundle.run().ok();
+    let fields: Vec<&str> = out.rsplit(')').next().unwrap().split_whitespace().collect();
+    assert_eq!(fields[16], "5", "nice: {out}");
+    assert_eq!(fields[38], "3", "policy: {out}");
+}
