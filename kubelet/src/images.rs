@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use k8s_openapi::jiff::Timestamp;
 use tokio::sync::Semaphore;
 
+use crate::image_name;
 use crate::plan::FailedStart;
 use crate::plan::backoff::{self, Backoffs};
 use crate::pod::{ContainerExt, PodExt, PullPolicy};
@@ -64,6 +65,19 @@ impl Images {
         sandbox: &v1::PodSandboxConfig,
     ) -> Result<Ready, FailedStart> {
         let name = container.image.as_deref().unwrap_or_default();
+        if let Some(problem) = image_name::problem(name) {
+            let message = format!(
+                "Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {problem}"
+            );
+            self.recorder.container(
+                pod,
+                &container.name,
+                Kind::Warning,
+                "InspectFailed",
+                message.clone(),
+            );
+            return Err(failed("InvalidImageName", message, backoff::INITIAL));
+        }
         let policy = container.pull_policy();
         let present = self.cri.image_status(name).await.map_err(|error| {
             self.recorder.container(

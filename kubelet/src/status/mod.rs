@@ -137,7 +137,8 @@ fn phase(facts: &Facts, init: &[ContainerStatus], apps: &[ContainerStatus]) -> &
     for (status, spec) in init.iter().zip(facts.pod.init_containers()) {
         let ended = terminated(status);
         if spec.is_sidecar() {
-            pending_init += usize::from(status.started != Some(true));
+            // One that ended did its part: how it ended says nothing of the pod.
+            pending_init += usize::from(ended.is_none() && status.started != Some(true));
         } else {
             match ended {
                 Some(0) => {}

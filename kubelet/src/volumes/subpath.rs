@@ -4,6 +4,7 @@
 //! into one at any moment. It is resolved by the kernel with the volume as root, once, and from then on named by
 //! the descriptor that it resolved to.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path};
@@ -43,7 +44,8 @@ impl SubPath {
     }
 }
 
-/// Resolves `path` in `volume`; a folder that isn't there is made.
+/// Resolves `path` in `volume`; a folder that isn't there is made, with the permissions of the volume, so that who
+/// may write to the volume may write to its parts.
 pub fn resolve(volume: &Path, path: &str) -> Result<SubPath, Error> {
     let relative = Path::new(path);
     let plain = relative
@@ -67,17 +69,27 @@ pub fn resolve(volume: &Path, path: &str) -> Result<SubPath, Error> {
         Err(rustix::io::Errno::NOENT) => {}
         Err(error) => return Err(refused(error)),
     }
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(&root).map_err(refused)?.st_mode & 0o7777);
     let mut parent = open_in(&root, Path::new(".")).map_err(refused)?;
     let mut walked = std::path::PathBuf::new();
     for part in relative.components() {
-        match rustix::fs::mkdirat(&parent, part.as_os_str(), Mode::from_raw_mode(0o750)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(refused(error)),
-        }
         walked.push(part);
-        parent = open_in(&root, &walked).map_err(refused)?;
+        parent = match rustix::fs::mkdirat(&parent, part.as_os_str(), Mode::RWXU) {
+            Ok(()) => open_made(&parent, part.as_os_str(), mode).map_err(refused)?,
+            Err(rustix::io::Errno::EXIST) => open_in(&root, &walked).map_err(refused)?,
+            Err(error) => return Err(refused(error)),
+        };
     }
     Ok(SubPath { descriptor: parent })
+}
+
+/// Opens a folder that was just made, and gives it its mode, which the umask doesn't touch. What a container put in
+/// its place since isn't followed.
+fn open_made(parent: &OwnedFd, name: &OsStr, mode: Mode) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let folder = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+    rustix::fs::fchmod(&folder, mode)?;
+    Ok(folder)
 }
 
 fn open_in(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -108,5 +120,18 @@ mod tests {
         let place = resolve(root.path(), "a/b").expect("made");
         std::fs::write(Path::new(&place.path()).join("f"), "x").expect("written");
         assert!(root.path().join("a/b/f").exists());
+    }
+
+    #[test]
+    fn a_missing_folder_has_the_permissions_of_its_volume() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().expect("a folder");
+        let mode = std::fs::Permissions::from_mode(0o2777);
+        std::fs::set_permissions(root.path(), mode).expect("set");
+        resolve(root.path(), "a/b").expect("made");
+        for folder in ["a", "a/b"] {
+            let made = std::fs::metadata(root.path().join(folder)).expect("there");
+            assert_eq!(made.permissions().mode() & 0o7777, 0o2777, "{folder}");
+        }
     }
 }

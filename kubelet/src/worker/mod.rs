@@ -74,6 +74,8 @@ pub struct Worker {
     volume_retry: Retry,
     sandbox_retry: Retry,
     kills: JoinSet<(String, bool)>,
+    /// Back-offs that an event has told of: until when, by container.
+    announced: HashMap<String, i64>,
     /// Containers whose preStop hook has begun.
     pre_stopped: Arc<std::sync::Mutex<HashSet<String>>>,
 }
@@ -128,6 +130,7 @@ impl Worker {
             volume_retry: Retry::default(),
             sandbox_retry: Retry::default(),
             kills: JoinSet::new(),
+            announced: HashMap::new(),
             pre_stopped: Arc::default(),
             shared,
         }

@@ -324,8 +324,12 @@ impl Worker {
         self.memory.probes = self.probes.results();
     }
 
-    fn announce_backoffs(&self, pod: &Pod, plan: &Plan) {
-        for name in plan.backing_off.keys() {
+    /// Says of each wait that it has begun, once.
+    fn announce_backoffs(&mut self, pod: &Pod, plan: &Plan) {
+        for (name, until) in &plan.backing_off {
+            if self.announced.insert(name.clone(), *until) == Some(*until) {
+                continue;
+            }
             let message = format!(
                 "Back-off restarting failed container {name} in pod {}",
                 pod.described()
