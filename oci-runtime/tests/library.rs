@@ -417,7 +417,7 @@ fn a_threaded_caller_is_refused() {
     let fixture = Fixture::new("threads");
     let (plan, fds) = plan_launch(&spec("true", &["mount"]), fixture.resources()).unwrap();
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
-    let thread = std::thread::spawn(move || drop(stopped.recv()));
+    let thread = std::thread::spawn(move || stopped.recv().is_ok());
     let (_reader, stdio) = stdio();
     let error = launch(&plan, fds, stdio).unwrap_err();
     assert_eq!(error.errno, libc::EDEADLK, "{error}");

@@ -8,6 +8,7 @@ mod device;
 mod hierarchy;
 mod resources;
 mod stats;
+mod tree;
 
 pub use device::{DeviceKind, DeviceRule};
 pub use hierarchy::{Hierarchies, Layout, V1Hierarchy, own_path};
@@ -19,7 +20,6 @@ pub use stats::{Stats, StatsReader};
 use crate::error::{Context, Error, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -124,11 +124,11 @@ impl Cgroup {
     pub fn ensure(&self) -> Result<()> {
         if let Some(mount) = &self.hierarchies.unified {
             let with_controllers = self.hierarchies.layout() == Layout::Unified;
-            ensure_v2(mount, &self.path, with_controllers)?;
+            tree::ensure_v2(mount, &self.path, with_controllers)?;
         }
         for v1 in &self.hierarchies.v1 {
             let cpuset = v1.controllers.iter().any(|name| name == "cpuset");
-            ensure_v1(&v1.mount, &self.under(&v1.mount), cpuset)?;
+            tree::ensure_v1(&v1.mount, &self.under(&v1.mount), cpuset)?;
         }
         Ok(())
     }
@@ -232,7 +232,7 @@ impl Cgroup {
     pub fn processes(&self) -> Result<Vec<i32>> {
         let mut pids = Vec::new();
         if let Some(dir) = self.dirs().next() {
-            collect_processes(&dir, &mut pids)?;
+            tree::collect_processes(&dir, &mut pids)?;
         }
         Ok(pids)
     }
@@ -416,7 +416,7 @@ impl Cgroup {
     pub fn delete(&self) -> Result<()> {
         let mut first = Ok(());
         for dir in self.dirs() {
-            let removed = remove_tree(&dir);
+            let removed = tree::remove_tree(&dir);
             if first.is_ok() {
                 first = removed;
             }
@@ -527,142 +527,4 @@ fn write_file(path: &Path, value: &str) -> Result<()> {
     let fd = open_for_write(path)?;
     rustix::io::write(&fd, value.as_bytes()).context("write", || path.display().to_string())?;
     Ok(())
-}
-
-/// Makes one directory; true if it is new.
-fn make_dir(path: &Path) -> Result<bool> {
-    match std::fs::create_dir(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(Error::io(
-            "create cgroup",
-            path.display().to_string(),
-            &error,
-        )),
-    }
-}
-
-fn ensure_v2(mount: &Path, path: &str, with_controllers: bool) -> Result<()> {
-    let mut dir = mount.to_path_buf();
-    for part in path.trim_start_matches('/').split('/') {
-        if with_controllers && (dir == mount || !holds_processes(&dir)?) {
-            enable_controllers(&dir)?;
-        }
-        dir.push(part);
-        make_dir(&dir)?;
-    }
-    Ok(())
-}
-
-/// Whether processes are in the cgroup itself. It then hands on no controller: the kernel would take the threaded ones
-/// (cpu, pids) and let no process into a child any more.
-fn holds_processes(dir: &Path) -> Result<bool> {
-    Ok(!read_trimmed(&dir.join("cgroup.procs"))?.is_empty())
-}
-
-/// Hands all controllers that a cgroup has on to its children.
-fn enable_controllers(dir: &Path) -> Result<()> {
-    let available = read_trimmed(&dir.join("cgroup.controllers"))?;
-    let enabled = read_trimmed(&dir.join("cgroup.subtree_control"))?;
-    let missing: Vec<String> = available
-        .split_whitespace()
-        .filter(|name| !enabled.split_whitespace().any(|on| on == *name))
-        .map(|name| format!("+{name}"))
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let control = dir.join("cgroup.subtree_control");
-    if write_file(&control, &missing.join(" ")).is_ok() {
-        return Ok(());
-    }
-    // One controller that can't be handed on (threaded, or realtime processes and cpu) must not cost the others.
-    let mut result = Ok(());
-    for name in &missing {
-        if let Err(error) = write_file(&control, name) {
-            result = Err(error);
-        }
-    }
-    match result {
-        Err(error)
-            if error.is(libc::EINVAL) || error.is(libc::ENOENT) || error.is(libc::EOPNOTSUPP) =>
-        {
-            Ok(())
-        }
-        other => other,
-    }
-}
-
-fn ensure_v1(mount: &Path, dir: &Path, cpuset: bool) -> Result<()> {
-    match make_dir(dir) {
-        Err(error) if error.is(libc::ENOENT) && dir != mount => {
-            if let Some(parent) = dir.parent() {
-                ensure_v1(mount, parent, cpuset)?;
-            }
-            make_dir(dir)?;
-        }
-        other => {
-            other?;
-        }
-    }
-    // A new v1 cpuset has no processor and no memory node, and takes no process until it has.
-    if cpuset && dir != mount {
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            let own = dir.join(file);
-            if read_trimmed(&own)?.is_empty()
-                && let Some(parent) = dir.parent()
-            {
-                write_file(&own, &read_trimmed(&parent.join(file))?)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn collect_processes(dir: &Path, pids: &mut Vec<i32>) -> Result<()> {
-    let procs = std::fs::read_to_string(dir.join("cgroup.procs"))
-        .context("read", || dir.join("cgroup.procs").display().to_string())?;
-    pids.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
-    for child in child_dirs(dir) {
-        match collect_processes(&child, pids) {
-            Err(error) if !error.is(libc::ENOENT) && !error.is(libc::ENODEV) => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn child_dirs(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(dir) else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
-        .collect()
-}
-
-fn remove_tree(dir: &Path) -> Result<()> {
-    match rustix::fs::rmdir(dir) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-        Err(rustix::io::Errno::BUSY) => {
-            for child in child_dirs(dir) {
-                remove_tree(&child)?;
-            }
-            match rustix::fs::rmdir(dir) {
-                Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-                Err(errno) => Err(Error::new(
-                    "remove cgroup",
-                    dir.display().to_string(),
-                    errno.raw_os_error(),
-                )),
-            }
-        }
-        Err(errno) => Err(Error::new(
-            "remove cgroup",
-            dir.display().to_string(),
-            errno.raw_os_error(),
-        )),
-    }
 }

@@ -5,7 +5,7 @@ use super::{Context, Failure, Outcome, console, create, foreground};
 use crate::launch::Stdio;
 use crate::plan::{ExecTarget, plan_exec};
 use crate::state::{Container, StateError, Status, write_whole};
-use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec, User};
+use oci_spec::runtime::{Capability, Process, Spec, User};
 use std::path::PathBuf;
 
 pub(super) fn exec(context: &Context, args: &ExecArgs) -> Outcome {
@@ -153,7 +153,7 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<(), Failu
     let mut sets = process
         .capabilities()
         .clone()
-        .unwrap_or_else(LinuxCapabilities::default);
+        .unwrap_or_default();
     for name in names {
         let bare = name.to_ascii_uppercase();
         let bare = bare.strip_prefix("CAP_").unwrap_or(&bare);
