@@ -32,28 +32,9 @@ pub struct Config {
     pub stream_address: std::net::SocketAddr,
     /// What one image layer may unpack to.
     pub layer_limits: Limits,
-    /// Where images are pulled from instead of the registry that their name says.
-    pub registries: Vec<Registry>,
-}
-
-/// A mirror of a registry.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Registry {
-    /// The registry's host as it stands in image names, `docker.io`; `*` for every one.
-    pub host: String,
-    /// Where to look first, in order: `http://127.0.0.1:5000`.
-    pub mirrors: Vec<String>,
-}
-
-impl Config {
-    /// Reads a configuration file; what it doesn't say stays as in [`Config::default`].
-    ///
-    /// # Errors
-    /// When it is not TOML, or has a key that is not one of this structure's.
-    pub fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
-        toml::from_str(text)
-    }
+    /// Folders of hosts files, in the form of containerd's `certs.d`, that say where a registry's content is really
+    /// fetched from. The first one that knows a registry wins.
+    pub registry_hosts_dirs: Vec<PathBuf>,
 }
 
 impl Default for Config {
@@ -71,7 +52,10 @@ impl Default for Config {
             cgroup_root: "/orlop".into(),
             stream_address: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
             layer_limits: Limits::default(),
-            registries: Vec::new(),
+            registry_hosts_dirs: vec![
+                "/etc/orlop/certs.d".into(),
+                "/etc/containerd/certs.d".into(),
+            ],
         }
     }
 }

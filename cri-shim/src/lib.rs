@@ -15,5 +15,5 @@ mod state;
 pub mod streaming;
 mod watch;
 
-pub use config::{Config, Registry};
+pub use config::Config;
 pub use server::{Error, run};

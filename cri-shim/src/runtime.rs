@@ -16,6 +16,7 @@ pub struct Runtime {
     pub config: Config,
     pub state: State,
     pub images: Arc<image::Store>,
+    pub puller: image::Puller,
     pub keeper: keeper::Client,
     pub network: cni::Network,
     pub events: Events,

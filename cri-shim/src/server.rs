@@ -163,6 +163,7 @@ async fn open(
         journal.clone(),
         config.layer_limits,
     )?);
+    let puller = image::Puller::new(images.clone(), config.registry_hosts_dirs.clone());
     let state = State::load(journal.clone(), &images)?;
     let cgroups = Cgroups::open(journal.clone())?;
     let pins = Pins::open(&config.state)
@@ -184,6 +185,7 @@ async fn open(
         config,
         state,
         images,
+        puller,
         keeper,
         network,
         events: Events::new(),

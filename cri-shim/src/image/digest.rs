@@ -35,7 +35,7 @@ impl Digest {
         &self.0
     }
 
-    fn from_hasher(hasher: Sha256) -> Self {
+    pub(super) fn from_hasher(hasher: Sha256) -> Self {
         Self(format!("{PREFIX}{}", hex::encode(hasher.finalize())))
     }
 }

@@ -14,6 +14,7 @@ mod document;
 mod error;
 mod import;
 mod layer;
+mod pull;
 mod reference;
 mod store;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use document::{Execution, ImageConfig, Platform};
 pub use error::Error;
 pub use import::Imported;
 pub use layer::Hold;
+pub use pull::{Credentials, Puller};
 pub use reference::{InvalidReference, Reference, Version};
 pub use store::{FsUsage, ImageRecord, Store};
 pub use unpack::Limits;

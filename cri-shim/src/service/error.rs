@@ -68,6 +68,7 @@ impl Error {
         match self {
             Self::NoSandbox(_) | Self::NoContainer(_) => Code::NotFound,
             Self::Image(image::Error::NotFound(_)) => Code::NotFound,
+            Self::Image(image::Error::Pull { why, .. }) if why.contains("(404)") => Code::NotFound,
             Self::Invalid(_) | Self::Spec(_) | Self::User(_) => Code::InvalidArgument,
             Self::Image(
                 image::Error::Reference(_) | image::Error::Digest(_) | image::Error::Ambiguous(_),

@@ -1,25 +1,36 @@
 //! ExecSync, Exec, Attach and PortForward. What they share is the start of a command in a running container; the
 //! streams are served by [`crate::streaming`].
 
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cri_api::v1::{
-    AttachRequest, ExecRequest, ExecSyncRequest, ExecSyncResponse, PortForwardRequest,
+    AttachRequest, ExecRequest, ExecSyncRequest, ExecSyncResponse, NamespaceMode,
+    PortForwardRequest,
 };
 use linux::cgroup::Cgroup;
+use linux::namespace::{self, NamespaceKind};
 use oci_runtime::{ExecPlan, ExecTarget};
+use tokio::net::TcpStream;
 use tonic::Status;
 
 use super::Error;
 use crate::keeper::{ExecRequest as KeeperExec, ExecStdio};
 use crate::runtime::{Runtime, blocking};
+use crate::sandbox::on_own_thread;
 use crate::spec;
 use crate::state::{Container, ContainerStatus, new_id};
 use crate::streaming::{
-    AttachSession, ExecSession, ExecSyncError, RunningExec, StartExec, Streams, exec_sync,
+    AttachSession, ExecSession, ExecSyncError, PortForwardSession, RunningExec, StartExec, Streams,
+    exec_sync,
 };
+
+/// A port on a loopback address answers at once or not at all.
+const DIAL_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Runtime {
     /// CRI ExecSync. A command that isn't done after `timeout` seconds is killed with all that it started.
@@ -104,9 +115,18 @@ impl Runtime {
                 sandbox.id()
             )));
         }
-        Err(Error::Unsupported(
-            "this version of orlop can't forward ports".into(),
-        ))
+        let ports = request
+            .port
+            .iter()
+            .filter_map(|port| u16::try_from(*port).ok())
+            .collect();
+        let options = spec::sandbox_namespaces_of(&sandbox.record.config);
+        let own = options.network() != NamespaceMode::Node;
+        let netns = own.then(|| self.netns_path(sandbox.id()));
+        let dial = Box::new(move |port| Box::pin(dial(netns.clone(), port)) as _);
+        self.streams
+            .port_forward(PortForwardSession { dial, ports })
+            .map_err(busy)
     }
 
     /// A container that runs.
@@ -213,6 +233,26 @@ impl Runtime {
             }
         }
     }
+}
+
+/// Connects to a port of the pod's loopback: on a thread that enters the pod's network and ends afterwards, since a
+/// socket stays in the network that it was made in.
+async fn dial(netns: Option<PathBuf>, port: u16) -> io::Result<TcpStream> {
+    let connect = move || {
+        if let Some(netns) = netns {
+            let joined = namespace::open(&netns)
+                .and_then(|pin| namespace::join(pin, &[NamespaceKind::Network]));
+            joined.map_err(io::Error::other)?;
+        }
+        let to = |address: IpAddr| {
+            std::net::TcpStream::connect_timeout(&(address, port).into(), DIAL_PATIENCE)
+        };
+        let stream = to(Ipv4Addr::LOCALHOST.into()).or_else(|_| to(Ipv6Addr::LOCALHOST.into()))?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    };
+    let stream: io::Result<std::net::TcpStream> = on_own_thread("dial", connect).await?;
+    TcpStream::from_std(stream?)
 }
 
 /// Removes an exec's cgroup. One whose command left processes behind goes with its container's.

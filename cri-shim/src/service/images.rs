@@ -66,8 +66,24 @@ impl Runtime {
         let asked = request.image.unwrap_or_default().image;
         let reference = image::Reference::parse(&asked)
             .map_err(|error| Error::from(image::Error::from(error)))?;
-        let why = "this version can't pull from registries yet; bring the image in with `orlop image import FILE`";
-        Err(Error::Unsupported(format!("pull {reference}: {why}")).into())
+        let credentials = image::Credentials::from_cri(request.auth, &reference.domain)
+            .map_err(|why| Error::Invalid(format!("pull {reference}: {why}")))?;
+        let this = self.clone();
+        let pull = async move {
+            let begun = std::time::Instant::now();
+            let pulled = this
+                .puller
+                .pull(&reference, credentials)
+                .await
+                .map_err(Error::from)?;
+            tracing::info!(image = %reference, id = %pulled.id, seconds = begun.elapsed().as_secs_f64(), "pulled");
+            this.settle_images();
+            Ok(pulled.id.to_string())
+        };
+        // In a task of its own, as a kubelet that times out will ask again. Layers that two pulls want come once; the
+        // pulls themselves aren't joined, since each has its own right to the image.
+        let pulled = tokio::spawn(pull).await;
+        pulled.map_err(|error| Status::internal(error.to_string()))?
     }
 
     /// CRI RemoveImage. An image that isn't there is removed.

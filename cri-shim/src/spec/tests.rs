@@ -214,7 +214,7 @@ fn a_privileged_container_has_everything() {
 #[test]
 fn namespaces_follow_the_pods_options() {
     let spec = build(&ContainerConfig::default());
-    let all = ["cgroup", "ipc", "mount", "network", "pid", "uts"].map(str::to_owned);
+    let all = ["cgroup", "ipc", "mnt", "net", "pid", "uts"].map(str::to_owned);
     assert_eq!(namespaces_in(&spec), BTreeSet::from(all));
     let node = NamespaceMode::Node as i32;
     let options = NamespaceOption {
@@ -242,7 +242,7 @@ fn namespaces_follow_the_pods_options() {
     let spec = build_in(&config, &sandbox, &image()).unwrap();
     assert_eq!(
         namespaces_in(&spec),
-        BTreeSet::from(["cgroup", "mount"].map(str::to_owned))
+        BTreeSet::from(["cgroup", "mnt"].map(str::to_owned))
     );
 }
 

@@ -1,0 +1,241 @@
+//! Connections to registries: TCP, TLS where the URL says so, kept open between requests of one pull.
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Uri;
+use http_body_util::Full;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::hosts::Endpoint;
+use super::resolve;
+
+/// How long a connection may take to come about, TLS included.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
+/// Where distributions keep the authorities that their system trusts.
+const SYSTEM_AUTHORITIES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// An HTTP client for one endpoint.
+pub type HttpClient = Client<Connector, Full<Bytes>>;
+
+/// A client that trusts whom the endpoint says.
+///
+/// # Errors
+/// When an authority's file can't be read.
+pub fn client(endpoint: &Endpoint) -> io::Result<HttpClient> {
+    let tls = Arc::new(tls(endpoint)?);
+    Ok(Client::builder(TokioExecutor::new()).build(Connector { tls }))
+}
+
+fn tls(endpoint: &Endpoint) -> io::Result<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?;
+    if endpoint.skip_verify {
+        let verifier = Arc::new(Anybody(provider));
+        return Ok(builder
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth());
+    }
+    let mut roots = system_authorities().clone();
+    for path in &endpoint.authorities {
+        add_authorities(&mut roots, path)?;
+    }
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// Read once: some 150 certificates.
+fn system_authorities() -> &'static RootCertStore {
+    static SYSTEM: OnceLock<RootCertStore> = OnceLock::new();
+    SYSTEM.get_or_init(|| {
+        let mut roots = RootCertStore::empty();
+        let own = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+        let paths = own
+            .into_iter()
+            .chain(SYSTEM_AUTHORITIES.iter().map(PathBuf::from));
+        if let Some(path) = paths.into_iter().find(|path| path.exists())
+            && let Err(error) = add_authorities(&mut roots, &path)
+        {
+            tracing::warn!(%error, "could not read the system's certificate authorities");
+        }
+        roots
+    })
+}
+
+fn add_authorities(roots: &mut RootCertStore, path: &Path) -> io::Result<()> {
+    let invalid = |error: rustls::pki_types::pem::Error| {
+        io::Error::other(format!("{}: {error}", path.display()))
+    };
+    for certificate in CertificateDer::pem_file_iter(path).map_err(invalid)? {
+        // One that can't be used (an old one without the needed extensions) is no reason to trust none.
+        let _ = roots.add(certificate.map_err(invalid)?);
+    }
+    Ok(())
+}
+
+/// Makes connections for the client's pool.
+#[derive(Clone)]
+pub struct Connector {
+    tls: Arc<ClientConfig>,
+}
+
+impl tower::Service<Uri> for Connector {
+    type Response = Stream;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let tls = self.tls.clone();
+        Box::pin(async move {
+            tokio::time::timeout(CONNECT_PATIENCE, connect(&uri, tls))
+                .await
+                .unwrap_or_else(|_| {
+                    Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("connect to {uri}: no answer"),
+                    ))
+                })
+        })
+    }
+}
+
+async fn connect(uri: &Uri, tls: Arc<ClientConfig>) -> io::Result<Stream> {
+    let host = uri
+        .host()
+        .ok_or_else(|| io::Error::other("a URL without a host"))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let secure = uri.scheme_str() == Some("https");
+    let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
+    for address in resolve::lookup(host).await? {
+        match TcpStream::connect((address, port)).await {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                let plain: Box<dyn Io> = Box::new(stream);
+                if !secure {
+                    return Ok(Stream(TokioIo::new(plain)));
+                }
+                let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+                let secured = TlsConnector::from(tls).connect(name, plain).await?;
+                return Ok(Stream(TokioIo::new(Box::new(secured))));
+            }
+            Err(error) => {
+                last = io::Error::new(
+                    error.kind(),
+                    format!("connect to {address}:{port}: {error}"),
+                )
+            }
+        }
+    }
+    Err(last)
+}
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A connection, with or without TLS.
+pub struct Stream(TokioIo<Box<dyn Io>>);
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl Read for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl Write for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// Trusts anybody, where a hosts file says `skip_verify`.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,237 @@
+//! Where a registry's content is really fetched from: hosts files in the form of containerd's `certs.d`.
+//!
+//! `FOLDER/<registry>/hosts.toml`, or `FOLDER/_default/hosts.toml` for every other one:
+//!
+//! ```toml
+//! server = "https://registry.example.com"        # asked last; the registry itself if absent
+//! [host."http://127.0.0.1:5000"]                 # asked first, in order
+//!   capabilities = ["pull", "resolve"]
+//!   skip_verify = false
+//!   ca = "/etc/ssl/private-ca.pem"
+//!   override_path = false
+//! ```
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Value;
+
+/// One place to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Scheme, host and path up to and without the repository: `https://registry-1.docker.io/v2`.
+    pub base: String,
+    /// It isn't the registry itself, and is told which one is meant.
+    pub mirror: bool,
+    /// Whether it may say which digest a tag stands for.
+    pub resolves: bool,
+    /// Certificates of authorities to trust besides the system's.
+    pub authorities: Vec<PathBuf>,
+    /// Whether its certificate doesn't matter.
+    pub skip_verify: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct HostsFile {
+    server: Option<String>,
+    #[serde(default)]
+    host: toml::Table,
+    #[serde(flatten)]
+    of_server: Host,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Host {
+    capabilities: Option<Vec<String>>,
+    ca: Option<OneOrMore>,
+    skip_verify: bool,
+    override_path: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(PathBuf),
+    More(Vec<PathBuf>),
+}
+
+/// A hosts file that can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("hosts file {path}: {why}")]
+pub struct Error {
+    pub path: PathBuf,
+    pub why: String,
+}
+
+/// The places to ask for a registry's content, in order.
+///
+/// # Errors
+/// When a hosts file for it is there and can't be read.
+pub fn endpoints(registry: &str, folders: &[PathBuf]) -> Result<Vec<Endpoint>, Error> {
+    for folder in folders {
+        for name in [registry, "_default"] {
+            let path = folder.join(name).join("hosts.toml");
+            match std::fs::read_to_string(&path) {
+                Ok(text) => return parse(registry, &text, &path),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(Error {
+                        path,
+                        why: error.to_string(),
+                    });
+                }
+            }
+        }
+    }
+    Ok(vec![itself(registry)])
+}
+
+fn parse(registry: &str, text: &str, path: &Path) -> Result<Vec<Endpoint>, Error> {
+    let invalid = |why: String| Error {
+        path: path.into(),
+        why,
+    };
+    let file: HostsFile = toml::from_str(text).map_err(|error| invalid(error.to_string()))?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let mut endpoints = Vec::new();
+    for (url, value) in file.host {
+        let host: Host =
+            Value::try_into(value).map_err(|error: toml::de::Error| invalid(error.to_string()))?;
+        let can = |what: &str| {
+            host.capabilities
+                .as_ref()
+                .is_none_or(|all| all.iter().any(|one| one == what))
+        };
+        if !can("pull") {
+            continue;
+        }
+        let resolves = can("resolve");
+        endpoints.push(endpoint(&url, host, folder, true, resolves));
+    }
+    endpoints.push(match file.server {
+        Some(server) => endpoint(&server, file.of_server, folder, false, true),
+        None => itself(registry),
+    });
+    Ok(endpoints)
+}
+
+fn endpoint(url: &str, host: Host, folder: &Path, mirror: bool, resolves: bool) -> Endpoint {
+    let url = url.trim_end_matches('/');
+    let url = if url.contains("://") {
+        url.to_owned()
+    } else {
+        format!("{}{url}", scheme(url))
+    };
+    let path_given = url
+        .split("://")
+        .nth(1)
+        .is_some_and(|rest| rest.contains('/'));
+    let base = if host.override_path || (path_given && url.ends_with("/v2")) {
+        url
+    } else {
+        format!("{url}/v2")
+    };
+    let authorities = match host.ca {
+        Some(OneOrMore::One(path)) => vec![folder.join(path)],
+        Some(OneOrMore::More(paths)) => paths.iter().map(|path| folder.join(path)).collect(),
+        None => Vec::new(),
+    };
+    Endpoint {
+        base,
+        mirror,
+        resolves,
+        authorities,
+        skip_verify: host.skip_verify,
+    }
+}
+
+/// The registry that the name says. Docker's has another address than name.
+fn itself(registry: &str) -> Endpoint {
+    let host = if registry == "docker.io" {
+        "registry-1.docker.io"
+    } else {
+        registry
+    };
+    let base = format!("{}{host}/v2", scheme(host));
+    Endpoint {
+        base,
+        mirror: false,
+        resolves: true,
+        authorities: Vec::new(),
+        skip_verify: false,
+    }
+}
+
+/// Plain HTTP on loopback, where nobody listens in; TLS everywhere else.
+fn scheme(host: &str) -> &'static str {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split([':', '/']).next().unwrap_or_default(),
+    };
+    let loopback = name == "localhost"
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+    if loopback { "http://" } else { "https://" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_without_a_hosts_file_is_asked_itself() {
+        let base = |registry: &str| endpoints(registry, &[]).unwrap()[0].base.clone();
+        assert_eq!(base("docker.io"), "https://registry-1.docker.io/v2");
+        assert_eq!(base("example.com:5000"), "https://example.com:5000/v2");
+        assert_eq!(base("localhost:5000"), "http://localhost:5000/v2");
+        assert_eq!(base("127.0.0.1:5000"), "http://127.0.0.1:5000/v2");
+        assert_eq!(base("[::1]:5000"), "http://[::1]:5000/v2");
+    }
+
+    #[test]
+    fn mirrors_are_asked_in_order_and_the_server_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            std::fs::write(folder.path().join(name).join("hosts.toml"), text).unwrap();
+        };
+        write(
+            "docker.io",
+            "server = \"https://upstream.example\"\nca = \"ca.pem\"\n\
+             [host.\"http://127.0.0.1:5001\"]\n[host.\"https://push.example\"]\ncapabilities = [\"push\"]\n\
+             [host.\"https://b.example/prefix\"]\noverride_path = true\nskip_verify = true\ncapabilities = [\"pull\"]\n",
+        );
+        write("_default", "[host.\"http://127.0.0.1:5002\"]\n");
+        write("broken", "host = 1");
+        let find = |registry: &str| endpoints(registry, &[folder.path().into()]);
+        let found = find("docker.io").unwrap();
+        let bases: Vec<&str> = found
+            .iter()
+            .map(|endpoint| endpoint.base.as_str())
+            .collect();
+        assert_eq!(
+            bases,
+            [
+                "http://127.0.0.1:5001/v2",
+                "https://b.example/prefix",
+                "https://upstream.example/v2"
+            ]
+        );
+        assert!(found[1].skip_verify && !found[1].resolves && found[0].mirror && !found[2].mirror);
+        assert_eq!(
+            found[2].authorities,
+            [folder.path().join("docker.io/ca.pem")]
+        );
+        let found = find("quay.io").unwrap();
+        assert_eq!(found[1].base, "https://quay.io/v2");
+        assert!(
+            find("broken")
+                .unwrap_err()
+                .to_string()
+                .contains("broken/hosts.toml")
+        );
+    }
+}

@@ -1,0 +1,136 @@
+//! Images from registries (OCI distribution-spec, "Pull"; Docker registry HTTP API v2).
+//!
+//! A pull has a client of its own, with its own credentials and tokens, which no other pull can see. The layers that
+//! the store lacks come down side by side, each checked against its digest, and are unpacked in their order while the
+//! others still arrive. A download that breaks off is resumed.
+
+mod auth;
+mod connect;
+mod download;
+mod hosts;
+mod registry;
+mod resolve;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::digest::Digest;
+use super::document::{Descriptor, ImageConfig, Manifest};
+use super::error::Error;
+use super::import::{Imported, Names, choose_platform, parse};
+use super::layer::{LayerSource, chain_ids};
+use super::reference::{Reference, Version};
+use super::store::Store;
+use download::{Download, Downloads};
+use registry::Registry;
+
+pub use auth::Credentials;
+
+/// Indexes may nest; deeper than this is a loop or a mistake.
+const INDEX_DEPTH: usize = 4;
+
+/// Pulls images into a store.
+#[derive(Debug, Clone)]
+pub struct Puller {
+    store: Arc<Store>,
+    /// Folders of hosts files, the first one that knows a registry wins.
+    hosts: Vec<PathBuf>,
+    downloads: Arc<Downloads>,
+}
+
+/// A manifest or an index as it came.
+struct Fetched {
+    digest: Digest,
+    bytes: Vec<u8>,
+    document: Manifest,
+}
+
+impl Puller {
+    /// Pulls into `store`; `hosts` are folders in the form of containerd's `certs.d`.
+    pub fn new(store: Arc<Store>, hosts: Vec<PathBuf>) -> Self {
+        Self { store, hosts, downloads: Arc::default() }
+    }
+
+    /// Pulls an image and names it as it was asked for.
+    ///
+    /// # Errors
+    /// [`Error::Pull`] with what the last registry that was asked said; [`Error::Mismatch`] when content isn't what
+    /// its digest says; else as an import.
+    pub async fn pull(&self, reference: &Reference, credentials: Credentials) -> Result<Imported, Error> {
+        let registry = Registry::open(reference, credentials, &self.hosts)?;
+        let top = fetch(&registry, &reference.version).await?;
+        let mut names = Names::default();
+        names.digests.insert(reference.with_digest(&top.digest));
+        if matches!(reference.version, Version::Tag(_)) {
+            names.tags.insert(reference.to_string());
+        }
+        self.store.write_blob(&top.digest, &top.bytes)?;
+        let manifest = descend(&registry, top.document).await?;
+        let described = manifest.config.ok_or_else(|| registry.failed("its manifest names no configuration"))?;
+        let config_bytes = registry.blob_bytes(&described.digest).await?;
+        let config: ImageConfig = parse("the image's configuration", &config_bytes)?;
+        // Kept until the layers are recorded: until then another pull shares them.
+        let downloads = self.downloads(&registry, &config, &manifest.layers);
+        let sources = sources(&downloads, &manifest.layers);
+        let size_bytes = described.size + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
+        let store = self.store.clone();
+        let installed =
+            tokio::task::spawn_blocking(move || store.install(&config_bytes, sources, names, size_bytes)).await;
+        drop(downloads);
+        installed.map_err(|error| registry.failed(error.to_string()))?
+    }
+
+    /// Begins to fetch the layers that the store lacks.
+    fn downloads(&self, registry: &Registry, config: &ImageConfig, layers: &[Descriptor]) -> Vec<Arc<Download>> {
+        let chains = chain_ids(&config.rootfs.diff_ids);
+        let begin = |(index, layer): (usize, &Descriptor)| {
+            let download = self.downloads.of(registry, layer, self.store.ingest_path());
+            // Looked for only now: a pull that has just let go of the same download has left the layer.
+            if chains.get(index).is_none_or(|chain| self.store.layer_directory(chain).is_none()) {
+                download.begin();
+            }
+            download
+        };
+        layers.iter().enumerate().map(begin).collect()
+    }
+}
+
+/// Layers that are waited for on the thread that unpacks. One that was there and is gone again is fetched after all.
+fn sources(downloads: &[Arc<Download>], layers: &[Descriptor]) -> Vec<LayerSource> {
+    let source = |(download, layer): (&Arc<Download>, &Descriptor)| {
+        let (download, runtime) = (download.clone(), tokio::runtime::Handle::current());
+        let open = move || Ok(Box::new(runtime.block_on(download.file())?) as _);
+        LayerSource { blob: Some(layer.digest.clone()), open: Box::new(open) }
+    };
+    downloads.iter().zip(layers).map(source).collect()
+}
+
+async fn fetch(registry: &Registry, version: &Version) -> Result<Fetched, Error> {
+    let wanted = match version {
+        Version::Tag(tag) => tag.clone(),
+        Version::Digest(digest) => digest.to_string(),
+    };
+    let bytes = registry.manifest(&wanted).await?;
+    let digest = Digest::of(&bytes);
+    if let Version::Digest(wanted) = version
+        && *wanted != digest
+    {
+        return Err(Error::Mismatch { what: "a manifest".into(), wanted: wanted.clone(), found: digest });
+    }
+    let document = parse("a manifest", &bytes)?;
+    Ok(Fetched { digest, bytes, document })
+}
+
+/// Follows an index down to the manifest for this machine.
+async fn descend(registry: &Registry, mut document: Manifest) -> Result<Manifest, Error> {
+    for _ in 0..INDEX_DEPTH {
+        if document.config.is_some() {
+            return Ok(document);
+        }
+        let chosen = choose_platform(&document.manifests)?.digest.clone();
+        document = fetch(registry, &Version::Digest(chosen)).await?.document;
+    }
+    Err(registry.failed("its indexes nest too deeply"))
+}
