@@ -29,7 +29,7 @@ pub const PLUGIN: Plugin = Plugin {
 fn add(request: &Request) -> Result<NetResult, Error> {
     let config = Config::read(request)?;
     let mut store = Store::lock(&config.data_dir, &request.network)?;
-    let held = store.leases_of(&request.attachment)?;
+    let held = store.noted_leases_of(&request.attachment)?;
     if let Some(ip) = held
         .iter()
         .find(|ip| config.ranges.iter().any(|set| set.find(**ip).is_some()))
@@ -115,7 +115,7 @@ fn check(request: &Request) -> Result<(), Error> {
     let config = Config::read(request)?;
     let store = Store::lock_if_there(&config.data_dir, &request.network)?;
     let held = store
-        .map(|mut store| store.leases_of(&request.attachment))
+        .map(|store| store.leases_of(&request.attachment))
         .transpose()?
         .unwrap_or_default();
     if held.is_empty() {

@@ -5,8 +5,11 @@
 //!
 //! A lease appears whole: it is written under another name, then linked. `kill -9` in between leaves at most that
 //! other file, which the next reservation overwrites.
+//!
+//! Beyond upstream's form, `owners/<container id>_<interface>` lists the addresses that are being given to an owner,
+//! written before each of them is taken, so that neither ADD nor DEL reads all leases. It is a hint: what it lists is
+//! verified, and without it all leases are read, as after a change from another implementation.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -21,8 +24,6 @@ use crate::protocol::{AttachmentKey, Error, all_of};
 pub(super) struct Store {
     dir: PathBuf,
     _lock: File,
-    /// What is leased, as far as it was listed.
-    leased: Option<BTreeSet<IpAddr>>,
 }
 
 /// One lease file's content.
@@ -34,6 +35,9 @@ struct Owner {
 
 const LOCK: &str = "lock";
 const UNFINISHED: &str = "unfinished_lease";
+const OWNERS: &str = "owners";
+/// Of a file.
+const LONGEST_NAME: usize = 255;
 
 impl Store {
     /// Opens the network's leases, made if they are not there.
@@ -71,11 +75,7 @@ impl Store {
             Ok(file)
         };
         let lock = open().map_err(|cause| failed("lock", &path, &cause))?;
-        Ok(Self {
-            dir,
-            _lock: lock,
-            leased: None,
-        })
+        Ok(Self { dir, _lock: lock })
     }
 
     /// Takes an address for `owner`; false if it is taken. Remembered as the last one given out of set `set`.
@@ -85,24 +85,15 @@ impl Store {
         ip: IpAddr,
         set: usize,
     ) -> Result<bool, Error> {
-        if self
-            .leased
-            .as_ref()
-            .is_some_and(|leased| leased.contains(&ip))
-        {
+        let path = self.dir.join(ip.to_string());
+        if path.exists() {
             return Ok(false);
         }
-        let path = self.dir.join(ip.to_string());
+        self.note(owner, ip)?;
         let unfinished = self.dir.join(UNFINISHED);
         let content = format!("{}\r\n{}", owner.container_id.trim(), owner.ifname);
         let write = || {
-            let mut file = OpenOptions::new()
-                .create(true)
-                .truncate(true)
-                .write(true)
-                .mode(0o600)
-                .open(&unfinished)?;
-            file.write_all(content.as_bytes())?;
+            write_file(&unfinished, content.as_bytes())?;
             fs::hard_link(&unfinished, &path)
         };
         match write() {
@@ -110,22 +101,44 @@ impl Store {
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
             Err(cause) => return Err(failed("write lease", &path, &cause)),
         }
-        // Both are hints: a file that stays is overwritten, and a last address that is lost is looked for again.
+        // If it stays, the next one overwrites it.
         let _ = fs::remove_file(&unfinished);
         let last = self.last_reserved_file(set);
-        let remember = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&last);
-        remember
-            .and_then(|mut file| file.write_all(ip.to_string().as_bytes()))
+        write_file(&last, ip.to_string().as_bytes())
             .map_err(|cause| failed("write", &last, &cause))?;
-        if let Some(leased) = &mut self.leased {
-            leased.insert(ip);
-        }
         Ok(true)
+    }
+
+    /// Writes down that `ip` is going to be the owner's.
+    fn note(&self, owner: &AttachmentKey, ip: IpAddr) -> Result<(), Error> {
+        let Some(path) = self.note_file(owner) else {
+            return Ok(());
+        };
+        let append = || {
+            let open = || {
+                OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .mode(0o600)
+                    .open(&path)
+            };
+            let mut file = match open() {
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir(self.dir.join(OWNERS))?;
+                    open()?
+                }
+                other => other?,
+            };
+            writeln!(file, "{ip}")
+        };
+        append().map_err(|cause| failed("write", &path, &cause))
+    }
+
+    /// Where the owner's addresses are noted; none for a name that no file can have.
+    fn note_file(&self, owner: &AttachmentKey) -> Option<PathBuf> {
+        let name = format!("{}_{}", owner.container_id.trim(), owner.ifname);
+        (name.len() <= LONGEST_NAME && !name.contains('/'))
+            .then(|| self.dir.join(OWNERS).join(name))
     }
 
     /// The address that was last given out of a set.
@@ -137,10 +150,35 @@ impl Store {
             .ok()
     }
 
+    /// The addresses that an attachment holds as far as they were noted.
+    pub fn noted_leases_of(&self, owner: &AttachmentKey) -> Result<Vec<IpAddr>, Error> {
+        let text = self
+            .note_file(owner)
+            .and_then(|path| fs::read_to_string(path).ok())
+            .unwrap_or_default();
+        let mut noted: Vec<IpAddr> = text.lines().filter_map(|line| line.parse().ok()).collect();
+        noted.sort();
+        noted.dedup();
+        self.held_by(owner, noted)
+    }
+
     /// The addresses that an attachment holds.
-    pub fn leases_of(&mut self, owner: &AttachmentKey) -> Result<Vec<IpAddr>, Error> {
+    pub fn leases_of(&self, owner: &AttachmentKey) -> Result<Vec<IpAddr>, Error> {
+        let noted = self.noted_leases_of(owner)?;
+        if noted.is_empty() {
+            self.held_by(owner, self.list()?)
+        } else {
+            Ok(noted)
+        }
+    }
+
+    fn held_by(
+        &self,
+        owner: &AttachmentKey,
+        ips: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<Vec<IpAddr>, Error> {
         let mut held = Vec::new();
-        for ip in self.list()? {
+        for ip in ips {
             if self.owner(ip)?.is_some_and(|present| present.is(owner)) {
                 held.push(ip);
             }
@@ -151,7 +189,11 @@ impl Store {
     /// Gives back all addresses of an attachment.
     pub fn release(&mut self, owner: &AttachmentKey) -> Result<(), Error> {
         let held = self.leases_of(owner)?;
-        all_of(held.into_iter().map(|ip| self.remove(ip)))
+        all_of(
+            held.into_iter()
+                .map(|ip| remove(&self.dir.join(ip.to_string()))),
+        )?;
+        self.note_file(owner).map_or(Ok(()), |path| remove(&path))
     }
 
     /// Gives back all addresses but those of `valid` attachments. A lease without a readable owner is nobody's.
@@ -160,22 +202,30 @@ impl Store {
         for ip in self.list()? {
             let owner = self.owner(ip)?;
             if !owner.is_some_and(|owner| valid.iter().any(|valid| owner.is(valid))) {
-                unowned.push(ip);
+                unowned.push(self.dir.join(ip.to_string()));
             }
         }
-        all_of(unowned.into_iter().map(|ip| self.remove(ip)))
+        let kept: Vec<PathBuf> = valid
+            .iter()
+            .filter_map(|valid| self.note_file(valid))
+            .collect();
+        let notes = fs::read_dir(self.dir.join(OWNERS))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path());
+        unowned.extend(notes.filter(|note| !kept.contains(note)));
+        all_of(unowned.iter().map(|path| remove(path)))
     }
 
-    fn list(&mut self) -> Result<BTreeSet<IpAddr>, Error> {
+    fn list(&self) -> Result<Vec<IpAddr>, Error> {
         let list = || {
             let names = fs::read_dir(&self.dir)?.map(|entry| entry.map(|entry| entry.file_name()));
             let ips =
                 names.filter_map(|name| name.map(|name| name.to_str()?.parse().ok()).transpose());
-            ips.collect::<io::Result<BTreeSet<IpAddr>>>()
+            ips.collect::<io::Result<Vec<IpAddr>>>()
         };
-        let leased = list().map_err(|cause| failed("list leases in", &self.dir, &cause))?;
-        self.leased = Some(leased.clone());
-        Ok(leased)
+        list().map_err(|cause| failed("list leases in", &self.dir, &cause))
     }
 
     fn owner(&self, ip: IpAddr) -> Result<Option<Owner>, Error> {
@@ -196,21 +246,6 @@ impl Store {
         }
     }
 
-    fn remove(&mut self, ip: IpAddr) -> Result<(), Error> {
-        let path = self.dir.join(ip.to_string());
-        match fs::remove_file(&path) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                Err(failed("remove lease", &path, &cause))
-            }
-            _ => {
-                self.leased.iter_mut().for_each(|leased| {
-                    leased.remove(&ip);
-                });
-                Ok(())
-            }
-        }
-    }
-
     fn last_reserved_file(&self, set: usize) -> PathBuf {
         self.dir.join(format!("last_reserved_ip.{set}"))
     }
@@ -223,6 +258,26 @@ impl Owner {
                 .ifname
                 .as_ref()
                 .is_none_or(|ifname| *ifname == key.ifname)
+    }
+}
+
+fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all(content)
+}
+
+/// Removes a file, which may be gone.
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+            Err(failed("remove", path, &cause))
+        }
+        _ => Ok(()),
     }
 }
 

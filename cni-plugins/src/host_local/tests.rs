@@ -106,7 +106,7 @@ fn the_files_are_upstreams() {
         .map(|e| e.expect("entry").file_name())
         .collect();
     names.sort();
-    assert_eq!(names, ["10.1.0.2", "last_reserved_ip.0", "lock"]);
+    assert_eq!(names, ["10.1.0.2", "last_reserved_ip.0", "lock", "owners"]);
 }
 
 #[test]
@@ -235,4 +235,17 @@ fn parallel_adds_get_different_addresses() {
     all.sort();
     all.dedup();
     assert_eq!(all.len(), 50);
+}
+
+#[test]
+fn a_release_does_not_trust_what_was_noted_for_an_owner() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    add(dir.path(), "a").expect("add");
+    add(dir.path(), "b").expect("add");
+    let note = dir.path().join("net/owners/a_eth0");
+    assert_eq!(fs::read_to_string(&note).expect("note"), "10.1.0.2\n");
+    fs::write(&note, "10.1.0.3\n").expect("write");
+    call(dir.path(), "DEL", "a", |_| {}).expect("del");
+    assert_eq!(leases(dir.path()), ["10.1.0.3"]);
+    assert!(!note.exists());
 }
