@@ -277,3 +277,42 @@ async fn scale_is_the_replicas_of_a_deployment() {
         (&json!(5), &json!(2))
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_concurrent_patches_none_is_lost() {
+    let cluster = Cluster::start().await;
+    cluster.configmap("a", json!({})).await;
+    let path = format!("{MAPS}/a");
+    let patches = (0..40).map(|count| {
+        let key = format!("k{count}");
+        cluster.merge(&path, json!({"data": {key: "x"}}))
+    });
+    for answer in futures::future::join_all(patches).await {
+        answer.ok();
+    }
+    let data = cluster.get(&path).await.ok()["data"].clone();
+    assert_eq!(data.as_object().unwrap().len(), 41);
+}
+
+#[tokio::test]
+async fn a_long_list_is_whole() {
+    let cluster = Cluster::start().await;
+    let padding = "x".repeat(3000);
+    for count in 0..100 {
+        let object = json!({"metadata": {"name": format!("m{count:03}")}, "data": {"k": padding}});
+        cluster.post(MAPS, object).await.ok();
+    }
+    let list = cluster.get(MAPS).await.ok();
+    let names: Vec<_> = list["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|o| o["metadata"]["name"].clone())
+        .collect();
+    let expected: Vec<_> = (0..100)
+        .map(|count| json!(format!("m{count:03}")))
+        .collect();
+    assert_eq!(names, expected);
+    let mut events = cluster.watch(&format!("{MAPS}?watch=1")).await;
+    assert_eq!(events.names(100).await.last().unwrap(), "ADDED m099");
+}

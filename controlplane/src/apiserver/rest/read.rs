@@ -186,7 +186,7 @@ pub async fn list(api: &Api, request: &Request) -> Result<Reply> {
         }
         newest(request, &filter, limit, api.cache.applied())
     };
-    reply(request, &found)
+    reply(request, found)
 }
 
 /// A list from the cache. What the limit leaves out is read from the store later, as of the same revision.
@@ -282,7 +282,7 @@ async fn page(
     }
 }
 
-fn reply(request: &Request, found: &Found) -> Result<Reply> {
+fn reply(request: &Request, found: Found) -> Result<Reply> {
     let mut metadata = Map::new();
     metadata.insert("resourceVersion".into(), found.revision.to_string().into());
     if let Some(next) = &found.next {
@@ -295,22 +295,12 @@ fn reply(request: &Request, found: &Found) -> Result<Reply> {
     let kind = request.kind();
     Ok(match negotiate::form(&request.headers, &request.query)? {
         Form::Whole => {
-            let size: usize = found.objects.iter().map(|o| o.json.len() + 1).sum();
-            let mut text = Vec::with_capacity(size + 200);
             let head = format!(
                 r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#,
                 kind.kind,
                 kind.api_version()
             );
-            text.extend_from_slice(head.as_bytes());
-            for (index, object) in found.objects.iter().enumerate() {
-                if index > 0 {
-                    text.push(b',');
-                }
-                text.extend_from_slice(&object.json);
-            }
-            text.extend_from_slice(b"]}\n");
-            reply::json_bytes(StatusCode::OK, text)
+            whole_list(head, found.objects)
         }
         Form::Metadata => {
             let items: Vec<Value> = found
@@ -329,6 +319,40 @@ fn reply(request: &Request, found: &Found) -> Result<Reply> {
             reply::json(StatusCode::OK, &table)
         }
     })
+}
+
+/// A list of whole objects. A long one is written as it is sent, so that it is not in memory twice.
+fn whole_list(head: String, objects: Vec<Arc<Object>>) -> Reply {
+    let mut text = head.into_bytes();
+    let mut first = true;
+    let mut objects = objects.into_iter();
+    let mut fill = move |text: &mut Vec<u8>| {
+        while text.len() < reply::CHUNK {
+            let Some(object) = objects.next() else {
+                text.extend_from_slice(b"]}\n");
+                return true;
+            };
+            if !std::mem::take(&mut first) {
+                text.push(b',');
+            }
+            text.extend_from_slice(&object.json);
+        }
+        false
+    };
+    if fill(&mut text) {
+        return reply::json_bytes(StatusCode::OK, text);
+    }
+    let mut done = false;
+    let rest = std::iter::from_fn(move || {
+        if done {
+            return None;
+        }
+        let mut text = Vec::with_capacity(2 * reply::CHUNK);
+        done = fill(&mut text);
+        Some(Bytes::from(text))
+    });
+    let chunks = std::iter::once(Bytes::from(text)).chain(rest);
+    reply::stream("application/json", futures::stream::iter(chunks))
 }
 
 /// Where a list goes on, opaque to clients.

@@ -1,6 +1,5 @@
 //! watch: the changes of a resource as they come.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,19 +40,19 @@ pub async fn watch(api: &Arc<Api>, request: &Request) -> Result<Reply> {
         _ => rand::rng().random_range(DEFAULT_TIMEOUT_SECONDS..2 * DEFAULT_TIMEOUT_SECONDS),
     };
     let bookmarks = request.query.flag("allowWatchBookmarks");
-    let mut watcher = Watcher {
+    let watcher = Watcher {
         cache: api.cache.clone(),
         resource: request.resource.clone(),
         form,
         headings: true,
         subscription,
-        ready: VecDeque::new(),
+        initial: initial.into_iter(),
+        mark_end: bookmarks && send_initial(request)? == Some(true),
         deadline: Instant::now() + Duration::from_secs(seconds),
         bookmark_at: bookmarks.then(|| Instant::now() + BOOKMARK_INTERVAL),
         revision,
         stop: api.stop.clone(),
     };
-    watcher.begin_with(initial, bookmarks && send_initial(request)? == Some(true));
     let lines = stream::unfold(watcher, |mut watcher| async move {
         watcher.next().await.map(|line| (line, watcher))
     });
@@ -149,8 +148,10 @@ struct Watcher {
     /// Whether the next table tells its headings.
     headings: bool,
     subscription: Subscription,
-    /// Lines to send before anything else.
-    ready: VecDeque<Bytes>,
+    /// What was there at the beginning and has not been told yet.
+    initial: std::vec::IntoIter<Arc<Object>>,
+    /// Whether the end of that is to be marked.
+    mark_end: bool,
     deadline: Instant,
     bookmark_at: Option<Instant>,
     /// The newest revision that the client knows of.
@@ -159,20 +160,12 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn begin_with(&mut self, objects: Vec<Arc<Object>>, mark_end: bool) {
-        for object in objects {
-            let line = self.line(ChangeType::Added, &object);
-            self.ready.push_back(line);
-        }
-        if mark_end {
-            let line = self.bookmark(true);
-            self.ready.push_back(line);
-        }
-    }
-
     async fn next(&mut self) -> Option<Bytes> {
-        if let Some(line) = self.ready.pop_front() {
-            return Some(line);
+        if let Some(lines) = self.initial_lines() {
+            return Some(lines);
+        }
+        if std::mem::take(&mut self.mark_end) {
+            return Some(self.bookmark(true));
         }
         let bookmark_at = self
             .bookmark_at
@@ -193,6 +186,17 @@ impl Watcher {
                 Some(self.bookmark(false))
             }
         }
+    }
+
+    /// Some of what was there when the watch began, `None` when all of it has been told.
+    fn initial_lines(&mut self) -> Option<Bytes> {
+        let mut lines = Vec::new();
+        while lines.len() < reply::CHUNK
+            && let Some(object) = self.initial.next()
+        {
+            lines.extend_from_slice(&self.line(ChangeType::Added, &object));
+        }
+        (!lines.is_empty()).then(|| lines.into())
     }
 
     fn event(&mut self, seen: &Seen) -> Bytes {
