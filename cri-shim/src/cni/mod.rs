@@ -123,7 +123,11 @@ impl Network {
         self.blocking(move |inner| {
             let list = match &recorded {
                 Some(result) => ConfList::parse(&result.config, Path::new("journal"))?,
-                None => conflist::load_first(&inner.conf_dir)?,
+                None => match conflist::load_first(&inner.conf_dir) {
+                    // Then the ADD had none either.
+                    Err(Error::NotConfigured { .. }) => return Ok(()),
+                    other => other?,
+                },
             };
             chain::del(&inner.plugins, &list, &attachment, recorded.as_ref())
         })
