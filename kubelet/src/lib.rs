@@ -18,6 +18,7 @@ mod fields;
 mod garbage;
 mod hooks;
 mod ids;
+mod image_name;
 mod images;
 mod inotify;
 mod logs;
