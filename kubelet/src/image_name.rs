@@ -48,7 +48,9 @@ fn is_host(domain: &str) -> bool {
         !label.is_empty()
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     let address = |inner: &str| inner.bytes().all(|b| b.is_ascii_hexdigit() || b == b':');
     let named = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
@@ -65,8 +67,7 @@ fn is_component(part: &str) -> bool {
         .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
         .filter(|between| !between.is_empty());
     let ends = part.bytes().next().is_some_and(word) && part.bytes().last().is_some_and(word);
-    let separator =
-        |s: &str| matches!(s, "." | "_" | "__") || s.bytes().all(|byte| byte == b'-');
+    let separator = |s: &str| matches!(s, "." | "_" | "__") || s.bytes().all(|byte| byte == b'-');
     ends && separators.into_iter().all(separator)
 }
 
@@ -74,12 +75,17 @@ fn is_tag(tag: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     tag.len() <= 128
         && tag.bytes().next().is_some_and(word)
-        && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
+        && tag
+            .bytes()
+            .all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
 }
 
 fn is_digest(digest: &str) -> bool {
     digest.split_once(':').is_some_and(|(algorithm, hex)| {
-        algorithm.bytes().next().is_some_and(|b| b.is_ascii_alphabetic())
+        algorithm
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_alphabetic())
             && hex.len() >= 32
             && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
     })
@@ -106,8 +112,21 @@ mod tests {
 
     #[test]
     fn what_can_never_be_pulled_is_told() {
-        for name in ["", "a b", "app:::", "a//b", "-a", "app@sha256:1", "app:-x", "/app"] {
-            assert_eq!(problem(name).as_deref(), Some("invalid reference format"), "{name}");
+        for name in [
+            "",
+            "a b",
+            "app:::",
+            "a//b",
+            "-a",
+            "app@sha256:1",
+            "app:-x",
+            "/app",
+        ] {
+            assert_eq!(
+                problem(name).as_deref(),
+                Some("invalid reference format"),
+                "{name}"
+            );
         }
         let upper = problem("Nosuch").expect("refused");
         assert_eq!(
