@@ -7,6 +7,7 @@ use super::record::Record;
 use super::server::{Keeper, Outcome, Source, now};
 use super::stdio::{Streams, has_fifos};
 use rustix::event::epoll::EventFlags;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
 impl Keeper {
@@ -72,6 +73,11 @@ impl Keeper {
             Some(io) if has_fifos(io) => Streams::reopen_fifos(dir.as_fd(), io.stdin)?,
             Some(_) => Streams::LostTerminal,
         };
+        // Gone with its cgroup, or out of sight: then nobody can tell whether memory ran out.
+        let memory_events = record
+            .memory_events
+            .as_ref()
+            .and_then(|path| Some(File::open(path).ok()?.into()));
         let confirmed = record.identity.confirm();
         let alive = confirmed.is_some();
         let pidfd = confirmed.map_or_else(|| self.own_pidfd(), Ok)?;
@@ -79,7 +85,7 @@ impl Keeper {
             record,
             pidfd,
             streams,
-            memory_events: None,
+            memory_events,
             state: ContainerState::Running,
         };
         self.give_to_scribe(&id, &container);

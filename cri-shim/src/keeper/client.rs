@@ -12,7 +12,7 @@ use linux::socket;
 use oci_runtime::{CgroupPlan, ExecPlan, LaunchPlan};
 use serde::Serialize;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +51,7 @@ impl Config {
 pub struct Client {
     commands: mpsc::UnboundedSender<Command>,
     keepsakes: Keepsakes,
+    dir: Arc<Path>,
 }
 
 /// A container to start.
@@ -167,8 +168,17 @@ impl Client {
         let first = spawn::connect_or_spawn(&config)?;
         let (commands, receiver) = mpsc::unbounded_channel();
         let keepsakes = Keepsakes::default();
-        tokio::spawn(connection::run(config.clone(), first, receiver, keepsakes.clone()));
-        let client = Client { commands, keepsakes };
+        tokio::spawn(connection::run(
+            config.clone(),
+            first,
+            receiver,
+            keepsakes.clone(),
+        ));
+        let client = Client {
+            commands,
+            keepsakes,
+            dir: config.dir.as_path().into(),
+        };
         // A keeper that is dying may still have taken the connection: the next one is its successor's.
         for _ in 0..10 {
             match client
@@ -216,7 +226,7 @@ impl Client {
         request: LaunchRequest,
     ) -> Result<LaunchReply, KeeperError> {
         let mut fds = vec![memory_file(&request.plan)?];
-        let watches_memory = request.memory_events.is_some();
+        let memory_events = request.memory_events.as_ref().map(path_of);
         fds.extend(request.memory_events);
         fds.extend(request.fds);
         let io = IoSpec {
@@ -229,12 +239,16 @@ impl Client {
             id: id.to_owned(),
             io,
             size: request.size,
-            watches_memory,
+            memory_events,
         };
         let (pid, pidfd, terminal) = launched(self.call(request, fds).await?)?;
         let (pidfd, terminal) = (Arc::new(pidfd), terminal.map(Arc::new));
         self.keepsakes.keep(id, &pidfd, terminal.clone());
-        Ok(LaunchReply { pid, pidfd, terminal })
+        Ok(LaunchReply {
+            pid,
+            pidfd,
+            terminal,
+        })
     }
 
     /// Starts the init of a pod that shares a pid namespace, which `user_namespace` will own, and holds it like a
@@ -428,12 +442,23 @@ impl Client {
         }
     }
 
-    /// Ends the keeper and the scribe if they hold nothing.
+    /// Ends the keeper and the scribe if they hold nothing, and removes their files. This client and its clones are of no
+    /// use afterwards.
     ///
     /// # Errors
     /// [`KeeperError::WrongState`] if a container is held.
     pub async fn shutdown(&self) -> Result<(), KeeperError> {
-        self.done(Request::Shutdown).await
+        self.done(Request::Shutdown).await?;
+        // Until the keeper has let go of its sockets.
+        self.commands.closed().await;
+        for file in ["socket", "lock", "containers/.intent"] {
+            // What isn't there needs no removal, and what else is there isn't ours.
+            let _ = std::fs::remove_file(self.dir.join(file));
+        }
+        for dir in ["containers", ""] {
+            let _ = std::fs::remove_dir(self.dir.join(dir));
+        }
+        Ok(())
     }
 
     async fn done(&self, request: Request) -> Result<(), KeeperError> {
@@ -542,6 +567,11 @@ fn watch_error(cause: std::io::Error) -> KeeperError {
 
 fn libc_eagain() -> i32 {
     rustix::io::Errno::AGAIN.raw_os_error()
+}
+
+/// Where an open file is, for a keeper that will have to open it again.
+fn path_of(file: &OwnedFd) -> PathBuf {
+    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default()
 }
 
 fn launched(reply: Reply) -> Result<(i32, OwnedFd, Option<OwnedFd>), KeeperError> {

@@ -95,7 +95,8 @@ pub(super) async fn run(
         }
         connection.pending.clear(); // drops the senders: their callers see `Disconnected`
         connection.outbox.clear();
-        if connection.ended {
+        // With no client left, or with its own consent, the keeper's end is no reason to start another.
+        if connection.ended || connection.commands.is_closed() {
             return;
         }
         tracing::warn!("keeper connection ended, reconnecting");
@@ -131,7 +132,12 @@ impl Connection {
                 Err(error) => tracing::error!(%error, id, "give a terminal back to the keeper"),
             }
         }
-        if let Some(from) = self.subscribers.iter().map(|subscriber| subscriber.next).min() {
+        if let Some(from) = self
+            .subscribers
+            .iter()
+            .map(|subscriber| subscriber.next)
+            .min()
+        {
             self.queue(Request::Subscribe { from }, Vec::new());
         }
     }
@@ -266,14 +272,26 @@ impl Connection {
             }
             FromKeeper::Held { n, held } => {
                 if let Some(pending) = self.pending.get_mut(&n) {
-                    let HeldRecord { id, pid, launching, exit } = held;
+                    let HeldRecord {
+                        id,
+                        pid,
+                        launching,
+                        exit,
+                    } = held;
                     let exit = exit.map(|exit| learnt(&self.keepsakes, exit));
                     let mut fds = fds.into_iter().map(Arc::new);
                     let (pidfd, terminal) = (fds.next(), fds.next());
                     if let Some(pidfd) = &pidfd {
                         self.keepsakes.keep(&id, pidfd, terminal.clone());
                     }
-                    pending.held.push(Held { id, pid, pidfd, terminal, launching, exit });
+                    pending.held.push(Held {
+                        id,
+                        pid,
+                        pidfd,
+                        terminal,
+                        launching,
+                        exit,
+                    });
                 }
             }
             FromKeeper::Exit(exit) => self.tell(&learnt(&self.keepsakes, exit)),

@@ -45,14 +45,15 @@ pub(super) fn become_subreaper() -> linux::Result<()> {
     linux::process::set_undumpable()
 }
 
-/// Replaces the mount table by one with `/proc`, `/dev` and the cgroups: each clone copies the table that it starts from,
+/// Replaces the mount table by one with `/proc`, `/dev` and `/sys` (with the cgroups): each clone copies the table that it starts from,
 /// so a launch costs the same whatever is mounted on the host. `dir` is an existing directory that the new root may hide.
 ///
 /// # Errors
 /// The first refused step; the process may then be left in a private copy of the host's table, which works as well.
 pub(super) fn leave_mount_namespace(dir: &Path) -> linux::Result<()> {
-    let kept = ["proc", "dev", "sys/fs/cgroup"]
-        .map(|name| (name, mount::bind(&Path::new("/").join(name), true)));
+    // All of proc and sys: a user namespace may mount its own only where the whole of one is to be seen.
+    let kept =
+        ["proc", "dev", "sys"].map(|name| (name, mount::bind(&Path::new("/").join(name), true)));
     namespace::unshare(&[NamespaceKind::Mount])?;
     mount::set_propagation(Path::new("/"), Propagation::Private, true)?;
     let options = [

@@ -72,7 +72,11 @@ impl Container {
             launching: matches!(self.state, ContainerState::Launching(_)),
             exit: self.exit().cloned(),
         };
-        let fds = if self.is_alive() { self.handles()? } else { Vec::new() };
+        let fds = if self.is_alive() {
+            self.handles()?
+        } else {
+            Vec::new()
+        };
         Ok((held, fds))
     }
 

@@ -20,7 +20,8 @@ struct Keepsake {
 impl Keepsakes {
     pub(super) fn keep(&self, id: &str, pidfd: &Arc<OwnedFd>, terminal: Option<Arc<OwnedFd>>) {
         let pidfd = Arc::downgrade(pidfd);
-        self.lock().insert(id.to_owned(), Keepsake { pidfd, terminal });
+        self.lock()
+            .insert(id.to_owned(), Keepsake { pidfd, terminal });
     }
 
     pub(super) fn forget(&self, id: &str) {
@@ -30,13 +31,18 @@ impl Keepsakes {
     /// All terminals.
     pub(super) fn terminals(&self) -> Vec<(String, Arc<OwnedFd>)> {
         let keepsakes = self.lock();
-        keepsakes.iter().filter_map(|(id, kept)| Some((id.clone(), kept.terminal.clone()?))).collect()
+        keepsakes
+            .iter()
+            .filter_map(|(id, kept)| Some((id.clone(), kept.terminal.clone()?)))
+            .collect()
     }
 
     /// How a container's process ended, where the kernel tells (Linux 6.15 and later).
     pub(super) fn status(&self, id: &str) -> Option<ExitStatus> {
         let pidfd = self.lock().get(id)?.pidfd.upgrade()?;
-        linux::pidfd_info::wait_status(&pidfd).ok()?.map(ExitStatus::from_wait)
+        linux::pidfd_info::wait_status(&pidfd)
+            .ok()?
+            .map(ExitStatus::from_wait)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Keepsake>> {

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 impl Keeper {
     pub(super) fn launch(
@@ -23,7 +24,7 @@ impl Keeper {
         id: String,
         io: IoSpec,
         size: Option<(u16, u16)>,
-        watches_memory: bool,
+        memory_path: Option<PathBuf>,
         fds: Vec<OwnedFd>,
     ) -> Outcome {
         if let Some(outcome) = self.join_launch(waiter, &id) {
@@ -31,7 +32,7 @@ impl Keeper {
         }
         let mut fds = fds.into_iter();
         let plan: LaunchPlan = read_plan(fds.next())?;
-        let memory_events = if watches_memory { fds.next() } else { None };
+        let memory_events = memory_path.and_then(|path| Some((path, fds.next()?)));
         let dir = self.make_container_dir(&id)?;
         let started = start_container(dir.as_fd(), &plan, fds.collect(), &io, size);
         let (launched, streams) = started.inspect_err(|_| self.remove_container_dir(&id))?;
@@ -90,12 +91,13 @@ impl Keeper {
         io: Option<IoSpec>,
         launched: Launched,
         streams: Streams,
-        memory_events: Option<OwnedFd>,
+        memory_events: Option<(PathBuf, OwnedFd)>,
     ) -> Outcome {
         let who = Who::Container(id.clone());
         self.children.insert(launched.pid, who.clone());
         let identity = Identity::observe(launched.pid, &launched.pidfd);
-        let record = Record::new(&id, identity, io);
+        let (memory_path, memory_events) = memory_events.unzip();
+        let record = Record::new(&id, identity, io, memory_path);
         if let Err(error) = self
             .open_container_dir(&id)
             .and_then(|dir| record.write(dir.as_fd()))

@@ -38,12 +38,13 @@ pub(crate) enum Request {
     Hello {
         version: u32,
     },
-    /// Descriptors: the plan's memory file, `memory.events` if `watches_memory`, then the plan's own.
+    /// Descriptors: the plan's memory file, that of `memory_events` if there is one, then the plan's own.
     Launch {
         id: String,
         io: IoSpec,
         size: Option<(u16, u16)>,
-        watches_memory: bool,
+        /// Where the cgroup counts kills for want of memory.
+        memory_events: Option<PathBuf>,
     },
     /// Descriptors: the memory file of a `CgroupPlan`, the user namespace if `user`, then the plan's own.
     LaunchPodInit {

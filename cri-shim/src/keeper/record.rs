@@ -8,6 +8,7 @@ use super::protocol::{Exit, IoSpec};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 const VERSION: u32 = 1;
 const NAME: &str = "record";
@@ -59,17 +60,26 @@ pub(crate) struct Record {
     pub identity: Identity,
     /// `None` for a pod's init.
     pub io: Option<IoSpec>,
+    /// Where its cgroup counts kills for want of memory.
+    #[serde(default)]
+    pub memory_events: Option<PathBuf>,
     /// Its end, once that has been published.
     pub exit: Option<Exit>,
 }
 
 impl Record {
-    pub(crate) fn new(id: &str, identity: Identity, io: Option<IoSpec>) -> Self {
+    pub(crate) fn new(
+        id: &str,
+        identity: Identity,
+        io: Option<IoSpec>,
+        memory_events: Option<PathBuf>,
+    ) -> Self {
         Record {
             version: VERSION,
             id: id.to_owned(),
             identity,
             io,
+            memory_events,
             exit: None,
         }
     }
@@ -143,6 +153,7 @@ mod tests {
                 start_ticks: 2,
                 inode: 3,
             },
+            None,
             None,
         );
         record.write(fd.as_fd()).unwrap();

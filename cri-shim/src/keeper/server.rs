@@ -346,8 +346,8 @@ impl Keeper {
                 id,
                 io,
                 size,
-                watches_memory,
-            } => self.launch(waiter, id, io, size, watches_memory, fds),
+                memory_events,
+            } => self.launch(waiter, id, io, size, memory_events, fds),
             Request::LaunchPodInit { id, user } => self.launch_pod_init(waiter, id, user, fds),
             Request::Exec {
                 container,

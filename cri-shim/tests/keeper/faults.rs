@@ -194,13 +194,25 @@ async fn a_terminal_outlives_its_keeper_and_what_ended_unseen_is_told_by_the_cli
 async fn the_keeper_has_a_small_mount_table_and_a_program_that_nobody_can_write() {
     let node = Node::start().await;
     let keeper = node.keeper_pid();
-    for program in [format!("/proc/{keeper}/exe"), format!("/proc/{}/exe", node.wait_for_scribe(None).await)] {
-        let error = std::fs::File::options().write(true).open(&program).unwrap_err();
+    for program in [
+        format!("/proc/{keeper}/exe"),
+        format!("/proc/{}/exe", node.wait_for_scribe(None).await),
+    ] {
+        let error = std::fs::File::options()
+            .write(true)
+            .open(&program)
+            .unwrap_err();
         let (read_only, busy) = (30, 26);
-        assert!([read_only, busy].contains(&error.raw_os_error().unwrap()), "{program}: {error}");
+        assert!(
+            [read_only, busy].contains(&error.raw_os_error().unwrap()),
+            "{program}: {error}"
+        );
     }
     let table = std::fs::read_to_string(format!("/proc/{keeper}/mountinfo")).unwrap();
-    let cgroups = table.lines().filter(|line| line.contains("/sys/fs/cgroup")).count();
+    let cgroups = table
+        .lines()
+        .filter(|line| line.contains("/sys/fs/cgroup"))
+        .count();
     assert!(table.lines().count() - cgroups < 15, "{table}");
     node.run("a", "true").await;
 }

@@ -31,6 +31,11 @@ async fn an_exit_is_told_with_its_code_after_the_log_is_whole() {
     assert!(node.client.list().await.unwrap().is_empty());
     assert!(!node.dir.path().join("keeper/containers/a").exists());
     node.client.shutdown().await.unwrap();
+    assert!(!node.dir.path().join("keeper").exists());
+    assert!(
+        matches!(node.client.list().await, Err(KeeperError::Disconnected)),
+        "and no keeper is started again"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
