@@ -63,6 +63,7 @@ fn sample_rules(family: Family) -> Vec<Rule> {
         Rule::new()
             .interface(Field::IifName, Compare::NotEqual, "orlop*")
             .reject(family),
+        Rule::new().reject_tcp(),
         Rule::new()
             .masked(Field::Priority, 0xf000_0000, 0x1000_0000)
             .accept(),

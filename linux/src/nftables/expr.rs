@@ -338,7 +338,9 @@ impl Expr {
             Expr::Counter => {}
             Expr::Reject { reset, code } => {
                 out.u32(1, u32::from(*reset));
-                out.bytes(2, &[*code]);
+                if !reset {
+                    out.bytes(2, &[*code]);
+                }
             }
             Expr::Lookup { .. } | Expr::LookupInline { .. } | Expr::Dynset { .. } => {
                 self.encode_set(out, inline_set)

@@ -405,6 +405,27 @@ impl Rule {
         self.step("reject", [Expr::Reject { reset: false, code }])
     }
 
+    /// `reject with tcp reset`, of TCP alone: nft keeps the match of the protocol to itself. Unlike an ICMP message a
+    /// reset isn't held back by the kernel's rate limit.
+    pub fn reject_tcp(self) -> Rule {
+        let tcp = vec![libc::IPPROTO_TCP as u8];
+        self.step(
+            "reject with tcp reset",
+            [
+                Field::L4Proto.load(FIRST),
+                Expr::Cmp {
+                    from: FIRST,
+                    compare: Compare::Equal,
+                    value: tcp,
+                },
+                Expr::Reject {
+                    reset: true,
+                    code: 0,
+                },
+            ],
+        )
+    }
+
     /// `counter`.
     pub fn counter(self) -> Rule {
         self.step("counter packets 0 bytes 0", [Expr::Counter])

@@ -366,12 +366,18 @@ impl Model {
             state.port.name == port.name && state.port.protocol == port.protocol
         };
         let before = before.ports.iter().find(same);
+        // A client that stays must not stay with an endpoint that another policy gave it.
+        let same_policies = before.is_some_and(|state| {
+            state.port.internal_local == port.internal_local
+                && state.port.external_local == port.external_local
+        });
         let needs_local = port.internal_local || port.external_local;
         let cluster = self.plan_list(
             &port,
             "cluster",
             &port.cluster,
             before.map(|state| &state.cluster),
+            same_policies,
         );
         let local = needs_local.then(|| {
             self.plan_list(
@@ -379,6 +385,7 @@ impl Model {
                 "local",
                 &port.local,
                 before.and_then(|state| state.local.as_deref()),
+                same_policies,
             )
         });
         // What is programmed is in the lists now.
@@ -397,6 +404,7 @@ impl Model {
         kind: &str,
         wanted: &[SocketAddr],
         before: Option<&List>,
+        keep_handles: bool,
     ) -> List {
         let affinity = port.affinity.map(|affinity| affinity.seconds);
         let number = match before {
@@ -418,12 +426,11 @@ impl Model {
             .deal(wanted);
         let mut handles = BTreeMap::new();
         if affinity.is_some() {
+            let known = before.filter(|_| keep_handles).map(|list| &list.handles);
             for (_, address) in slots.filled() {
-                let known = before.and_then(|list| list.handles.get(&address)).copied();
-                handles.insert(
-                    address,
-                    known.unwrap_or_else(|| self.take_handle(number, address)),
-                );
+                let known = known.and_then(|handles| handles.get(&address)).copied();
+                let handle = known.unwrap_or_else(|| self.take_handle(port, number, address));
+                handles.insert(address, handle);
             }
         }
         List {
@@ -434,13 +441,15 @@ impl Model {
         }
     }
 
-    fn take_handle(&mut self, list: u32, address: SocketAddr) -> Handle {
-        let start = stable_hash(&[&list.to_le_bytes(), address.to_string().as_bytes()]);
-        Handle::new(take_number(
-            &mut self.handle_numbers,
-            start,
-            Handle::new(u32::MAX).number(),
-        ))
+    fn take_handle(&mut self, port: &ServicePort, list: u32, address: SocketAddr) -> Handle {
+        let policies = [u8::from(port.internal_local), u8::from(port.external_local)];
+        let start = stable_hash(&[
+            &list.to_le_bytes(),
+            &policies,
+            address.to_string().as_bytes(),
+        ]);
+        let mask = Handle::new(u32::MAX).number();
+        Handle::new(take_number(&mut self.handle_numbers, start, mask))
     }
 
     /// Whether the Service has it now; if another has, it waits.

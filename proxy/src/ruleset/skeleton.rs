@@ -56,6 +56,8 @@ pub const POD_NETWORKS: &str = "pod-networks";
 const AFFINITY: &str = "affinity";
 const CLASSES: &str = "classes";
 const AFFINITY_CLASSES: &str = "affinity-classes";
+/// A reset for TCP, which no rate limit holds back; a message for the others.
+const REFUSE: &str = "refuse";
 const MASQUERADE: &str = "mark-for-masquerade";
 
 /// Builds the table of a family.
@@ -460,16 +462,20 @@ impl Builder<'_> {
     /// What wasn't translated and yet goes to a Service is refused.
     fn checks(&mut self) {
         let family = self.family;
+        self.regular(
+            REFUSE,
+            vec![Rule::new().reject_tcp(), Rule::new().reject(family)],
+        );
         let reject_node_port = Rule::new()
             .is_in(&self.node_port, &SetName::NoEndpointNodePorts.name())
-            .reject(family);
+            .goto(REFUSE);
         self.regular("check-node-ports", vec![reject_node_port]);
         let other_port = vec![
             // It is known, and yet it wasn't translated: its element was being replaced.
             Rule::new()
                 .set_priority_from(&self.frontend, &SetName::ClusterIps.name())
                 .drop(),
-            Rule::new().reject(family).comment("no such port"),
+            Rule::new().goto(REFUSE).comment("no such port"),
         ];
         self.regular("check-cluster-address", other_port);
         let mut rules = vec![
@@ -478,7 +484,7 @@ impl Builder<'_> {
                 .return_(),
             Rule::new()
                 .is_in(&self.frontend, &SetName::NoEndpointServices.name())
-                .reject(family),
+                .goto(REFUSE),
             Rule::new()
                 .is_in(&[self.frontend[0]], &SetName::ClusterAddresses.name())
                 .goto("check-cluster-address"),

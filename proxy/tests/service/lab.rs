@@ -67,7 +67,12 @@ impl Namespace {
 
     /// Connects, and reads what the server says: who it is, and whom it sees.
     pub fn ask(&self, to: SocketAddr) -> Result<Answer, String> {
-        self.run(move || ask(to))
+        self.run(move || ask(to, TIMEOUT))
+    }
+
+    /// As [`Namespace::ask`], for many that may be dropped.
+    pub fn ask_briefly(&self, to: SocketAddr) -> Result<Answer, String> {
+        self.run(move || ask(to, Duration::from_millis(150)))
     }
 
     /// The same over UDP, from a port that stays the same.
@@ -96,9 +101,9 @@ impl Namespace {
 
 const TIMEOUT: Duration = Duration::from_millis(700);
 
-fn ask(to: SocketAddr) -> Result<Answer, String> {
+fn ask(to: SocketAddr, timeout: Duration) -> Result<Answer, String> {
     let mut stream =
-        TcpStream::connect_timeout(&to, TIMEOUT).map_err(|error| error.kind().to_string())?;
+        TcpStream::connect_timeout(&to, timeout).map_err(|error| error.kind().to_string())?;
     stream
         .set_read_timeout(Some(TIMEOUT))
         .map_err(|error| error.to_string())?;

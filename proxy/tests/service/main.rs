@@ -3,6 +3,7 @@
 mod api;
 mod lab;
 mod packets;
+mod random;
 mod rules;
 mod serving;
 

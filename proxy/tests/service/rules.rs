@@ -255,3 +255,104 @@ fn a_dump_without_the_kernel_is_what_nft_lists() {
         "{only_dumped:#?} {only_listed:#?}"
     );
 }
+
+#[test]
+fn a_service_that_the_kernel_refuses_stops_no_other() {
+    let node = Namespace::new();
+    let api = Api::default();
+    let running = start(&api, &node, config());
+    // A table in which a set holds one element only: a second one is refused by the kernel.
+    running.stop().expect("stop");
+    node.command(
+        "nft delete set ip orlop restricted-services 2>/dev/null; nft flush chain ip orlop external-ip-frontend; \
+         nft flush chain ip orlop local-external-ip-frontend; nft delete set ip orlop restricted-services; \
+         nft add set ip orlop restricted-services '{ typeof ip daddr . meta l4proto . th dport; size 1; }'",
+    );
+    let running = start(&api, &node, config());
+    let balanced = |name: &str, last: u8, ingress: Value| {
+        merged(
+            service(&format!("10.96.0.{last}")),
+            json!({
+                "metadata": { "name": name },
+                "spec": { "type": "LoadBalancer", "loadBalancerSourceRanges": ["198.51.100.0/24"] },
+                "status": { "loadBalancer": { "ingress": ingress } }
+            }),
+        )
+    };
+    let greedy = balanced(
+        "greedy",
+        1,
+        json!([{ "ip": "203.0.113.1" }, { "ip": "203.0.113.2" }]),
+    );
+    api.apply(greedy);
+    api.apply(balanced("modest", 2, json!([{ "ip": "203.0.113.3" }])));
+    for last in 10..30 {
+        api.apply(merged(
+            service(&format!("10.96.0.{last}")),
+            json!({ "metadata": { "name": format!("web-{last}") } }),
+        ));
+    }
+    running.wait_for(|progress| progress.services == 21 && progress.failed_services == 1);
+    let text = list(&node, "ip");
+    assert!(
+        text.contains("203.0.113.3") && text.contains("10.96.0.29"),
+        "{text}"
+    );
+    assert!(!text.contains("203.0.113.1") && !text.contains("10.96.0.1 "));
+    running.wait_for(|progress| progress.failed_services == 1);
+    api.delete("Service", "default", "modest");
+    running.after(|| api.apply(balanced("greedy", 1, json!([{ "ip": "203.0.113.1" }]))));
+    running.wait_for(|progress| progress.failed_services == 0);
+    assert!(list(&node, "ip").contains("203.0.113.1"));
+}
+
+#[test]
+fn after_thousands_of_random_changes_the_rules_are_as_if_made_anew() {
+    const SERVICES: u32 = 20;
+    let node = Namespace::new();
+    let api = Api::default();
+    many(&api, SERVICES);
+    let running = start(&api, &node, config());
+    let mut random = 0x2545_f491_4f6c_dd1du64;
+    let mut draw = |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    for _ in 0..5_000 {
+        let name = format!("web-{}", draw(SERVICES.into()));
+        let count = draw(20) as u8;
+        let first = draw(200) as u8;
+        let endpoints = (0..count).map(|offset| {
+            let ready = draw(5) > 0;
+            json!({ "addresses": [format!("10.244.7.{}", first + offset)], "nodeName": "node",
+                    "conditions": { "ready": ready, "serving": true, "terminating": !ready } })
+        });
+        let labels = json!({ "name": name, "labels": { "kubernetes.io/service-name": name } });
+        api.apply(merged(
+            crate::slice_of(false, endpoints.collect()),
+            json!({ "metadata": labels }),
+        ));
+        if draw(20) == 0 {
+            let affinity = if draw(2) == 0 { "ClientIP" } else { "None" };
+            let index = draw(SERVICES.into());
+            let name = format!("web-{index}");
+            let spec =
+                json!({ "metadata": { "name": name }, "spec": { "sessionAffinity": affinity } });
+            api.apply(merged(service(&format!("10.96.0.{index}")), spec));
+        }
+    }
+    let marker = merged(
+        service("10.96.99.9"),
+        json!({ "metadata": { "name": "marker" } }),
+    );
+    api.apply(marker);
+    running.wait_for(|progress| progress.services == SERVICES as usize + 1);
+    // The slices' watch may still have something to say.
+    std::thread::sleep(Duration::from_millis(200));
+    running.stop().expect("stop");
+    let running = start(&api, &node, config());
+    assert_eq!(running.progress().last_changes, 0);
+    assert_eq!(running.progress().failed_services, 0);
+}
