@@ -3,7 +3,7 @@
 use cri_api::v1::*;
 use serde_json::json;
 
-use crate::node::{IMAGE, Node, image};
+use crate::node::{IMAGE, Node, image, in_network};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_imported_image_is_listed_found_and_removed() {
@@ -99,5 +99,121 @@ async fn an_import_that_fails_leaves_nothing_and_says_why() {
             .count(),
         0
     );
+    node.shut_down();
+}
+
+/// Debian's registry server, in the node's network. It ends with the test.
+struct Registry(std::process::Child);
+
+impl Registry {
+    const ADDRESS: &str = "127.0.0.1:5000";
+
+    fn start(node: &Node) -> Registry {
+        let dir = node.dir.path().join("registry");
+        let config = json!({"version": 0.1, "log": {"level": "error"}, "http": {"addr": Self::ADDRESS},
+            "storage": {"filesystem": {"rootdirectory": dir.join("data")}}});
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("config.yml"), config.to_string()).unwrap();
+        let log = std::fs::File::create(dir.join("log")).unwrap();
+        let mut serve = std::process::Command::new("docker-registry");
+        serve
+            .arg("serve")
+            .arg(dir.join("config.yml"))
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        let server = in_network(node.dir.path(), || {
+            let server = serve.spawn().expect("docker-registry is installed");
+            let deadline = std::time::Instant::now() + crate::node::PATIENCE;
+            while std::net::TcpStream::connect(Self::ADDRESS).is_err() {
+                assert!(
+                    std::time::Instant::now() < deadline,
+                    "the registry does not answer"
+                );
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            server
+        });
+        Registry(server)
+    }
+
+    /// Pushes an OCI archive with a tool of others'.
+    fn push(&self, node: &Node, archive: &[u8], name: &str) {
+        let file = node.dir.path().join("pushed.tar");
+        std::fs::write(&file, archive).unwrap();
+        let mut push = std::process::Command::new("skopeo");
+        push.args([
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--dest-tls-verify=false",
+        ]);
+        push.arg(format!("oci-archive:{}", file.display()))
+            .arg(format!("docker://{}/{name}", Self::ADDRESS));
+        let pushed = in_network(node.dir.path(), || {
+            push.status().expect("skopeo is installed")
+        });
+        assert!(pushed.success());
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_is_pulled_from_a_registry_and_runs() {
+    let mut node = Node::start().await;
+    let registry = Registry::start(&node);
+    registry.push(&node, &crate::node::busybox_image(), "team/busybox:2");
+    let remove = RemoveImageRequest {
+        image: Some(ImageSpec {
+            image: IMAGE.into(),
+            ..Default::default()
+        }),
+    };
+    node.images.remove_image(remove).await.unwrap();
+    let name = format!("{}/team/busybox:2", Registry::ADDRESS);
+    let pull = |name: &str| PullImageRequest {
+        image: Some(ImageSpec {
+            image: name.into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let pulled = node
+        .images
+        .pull_image(pull(&name))
+        .await
+        .unwrap()
+        .into_inner()
+        .image_ref;
+    assert!(pulled.starts_with("sha256:"));
+    let config = node.sandbox_config("pulled");
+    let sandbox = node.run_sandbox(&config).await.unwrap();
+    let mut container = crate::node::script_config("main", "echo from the registry");
+    container.image = Some(ImageSpec {
+        image: pulled.clone(),
+        user_specified_image: name.clone(),
+        ..Default::default()
+    });
+    let id = node.create(&sandbox, &config, container).await.unwrap();
+    node.start_container(&id).await.unwrap();
+    let status = node.wait_for_exit(&id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (0, "Completed"));
+    assert_eq!(
+        (status.image_id, status.image.unwrap().image),
+        (pulled, name)
+    );
+    let missing = node
+        .images
+        .pull_image(pull(&format!("{}/team/nosuch:1", Registry::ADDRESS)))
+        .await
+        .unwrap_err();
+    assert_eq!(missing.code(), tonic::Code::NotFound, "{missing}");
+    node.remove_sandbox(&sandbox).await;
+    drop(registry);
     node.shut_down();
 }

@@ -311,7 +311,7 @@ async fn an_exec_that_takes_too_long_dies_whole() {
     while node
         .exec_text(&id, &["/bin/sh", "-c", "cat /proc/*/cmdline"])
         .await
-        .contains("sleep\0777")
+        .contains("sleep\x00777")
     {
         assert!(Instant::now() < deadline, "the command's child goes on");
     }
