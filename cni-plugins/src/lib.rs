@@ -28,6 +28,7 @@ mod ptp;
 mod sbr;
 mod static_ipam;
 mod sub_interface;
+mod tap;
 mod tuning;
 mod vrf;
 
@@ -74,6 +75,7 @@ const PLUGINS: &[Plugin] = &[
     sub_interface::IPVLAN,
     sub_interface::MACVLAN,
     sub_interface::VLAN,
+    tap::PLUGIN,
     tuning::PLUGIN,
     vrf::PLUGIN,
 ];

@@ -16,6 +16,7 @@ mod neighbour;
 mod new_link;
 mod route;
 mod rule;
+mod tap;
 mod traffic;
 
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use namespace::{in_namespace, read_sysctl, write_sysctl};
 pub use neighbour::Neighbour;
 pub use route::{Destination, Route, RouteScope};
 pub use rule::SourceRule;
+pub use tap::{NewTap, add_tap};
 pub use traffic::TokenBucket;
 
 /// This module's result.
