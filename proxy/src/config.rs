@@ -1,7 +1,8 @@
 //! What the proxy is told: by `orlop`'s flags, or by a KubeProxyConfiguration file.
 
 use ipnet::IpNet;
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -76,6 +77,8 @@ pub struct Config {
     pub healthz_address: Option<SocketAddr>,
     /// Where `/metrics` answers.
     pub metrics_address: Option<SocketAddr>,
+    /// Where the proxy says which endpoints it sends to; see [`Config::local_endpoints`].
+    pub local_endpoints: watch::Sender<BTreeSet<IpAddr>>,
     /// Where the proxy says what it has done; see [`Config::progress`].
     pub progress: watch::Sender<Progress>,
 }
@@ -122,6 +125,7 @@ impl Config {
             cleanup_on_exit: false,
             healthz_address: None,
             metrics_address: None,
+            local_endpoints: watch::Sender::default(),
             progress: watch::Sender::new(Progress::default()),
         }
     }
@@ -129,6 +133,20 @@ impl Config {
     /// Follows what the proxy does; [`Progress::synced`] says when the rules stand.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
+    }
+
+    /// Follows which of this node's pods get traffic from its rules. A kubelet that waits, within bounds, until a pod
+    /// that is to stop isn't among them any more, stops no pod in the middle of a request that the node sent it.
+    pub fn local_endpoints(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
+        self.local_endpoints.subscribe()
+    }
+
+    pub(crate) fn report_local_endpoints(&self, endpoints: BTreeSet<IpAddr>) {
+        self.local_endpoints.send_if_modified(|known| {
+            let changed = *known != endpoints;
+            *known = endpoints;
+            changed
+        });
     }
 
     pub(crate) fn report(&self, progress: Progress) {

@@ -380,6 +380,11 @@ impl Worker {
                 .unwrap_or(0),
             failed_services: self.retries.len(),
         };
+        let local = self
+            .tables
+            .iter()
+            .flat_map(|table| table.model().local_addresses());
+        self.config.report_local_endpoints(local.collect());
         self.config.report(self.progress);
     }
 

@@ -141,7 +141,9 @@ impl PortState {
             return;
         }
         self.frontend_entries(&mut add);
-        self.cluster.entries(&mut add);
+        if self.uses_cluster() {
+            self.cluster.entries(&mut add);
+        }
         if let Some(local) = &self.local {
             local.entries(&mut add);
         }
@@ -178,6 +180,23 @@ impl PortState {
         }
     }
 
+    /// Whether any frontend leads to endpoints on other nodes, too.
+    fn uses_cluster(&self) -> bool {
+        let port = &self.port;
+        !port.internal_local || !port.external.is_empty() || port.node_port.is_some()
+    }
+
+    /// The endpoints on this node that get traffic.
+    fn local_addresses(&self) -> BTreeSet<IpAddr> {
+        if self.port.on_node.is_empty() {
+            return BTreeSet::new();
+        }
+        let filled = self.lists().flat_map(|list| list.slots.filled());
+        let used = filled.map(|(_, address)| address.ip());
+        used.filter(|address| self.port.on_node.binary_search(address).is_ok())
+            .collect()
+    }
+
     fn lists(&self) -> impl Iterator<Item = &List> {
         std::iter::once(&self.cluster).chain(self.local.as_deref())
     }
@@ -207,6 +226,10 @@ impl Programmed {
         entries.sort_unstable_by_key(|labelled| labelled.entry);
         entries.dedup_by_key(|labelled| labelled.entry);
         entries
+    }
+
+    fn local_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.ports.iter().flat_map(PortState::local_addresses)
     }
 
     /// The ports as they are served; their endpoints are in [`Programmed::endpoints`].
@@ -247,6 +270,8 @@ pub struct Model {
     services: HashMap<ServiceName, Programmed>,
     /// Entries that several Services may need.
     shared: HashMap<(SetName, IpAddr), u32>,
+    /// Endpoints on this node that get traffic, and from how many ports.
+    local_addresses: HashMap<IpAddr, u32>,
     claims: HashMap<Claim, Claimants>,
     list_numbers: HashSet<u32>,
     handle_numbers: HashSet<u32>,
@@ -286,6 +311,7 @@ impl Model {
             family,
             services: HashMap::new(),
             shared: HashMap::new(),
+            local_addresses: HashMap::new(),
             claims: HashMap::new(),
             list_numbers: HashSet::new(),
             handle_numbers: HashSet::new(),
@@ -311,6 +337,11 @@ impl Model {
     /// The Services that are programmed.
     pub fn services(&self) -> impl Iterator<Item = (&ServiceName, &Programmed)> {
         self.services.iter()
+    }
+
+    /// The endpoints on this node that get traffic.
+    pub fn local_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.local_addresses.keys().copied()
     }
 
     /// All entries that the table must hold.
@@ -477,6 +508,17 @@ impl Model {
         let before = self.services.remove(name);
         let old = before.as_ref().map(Programmed::entries).unwrap_or_default();
         let new = next.as_ref().map(Programmed::entries).unwrap_or_default();
+        for address in next.iter().flat_map(Programmed::local_addresses) {
+            *self.local_addresses.entry(address).or_default() += 1;
+        }
+        for address in before.iter().flat_map(Programmed::local_addresses) {
+            if let Some(count) = self.local_addresses.get_mut(&address) {
+                *count -= 1;
+                if *count == 0 {
+                    self.local_addresses.remove(&address);
+                }
+            }
+        }
         if let Some(next) = next {
             self.services.insert(name.clone(), next);
         }

@@ -356,3 +356,42 @@ fn after_thousands_of_random_changes_the_rules_are_as_if_made_anew() {
     assert_eq!(running.progress().last_changes, 0);
     assert_eq!(running.progress().failed_services, 0);
 }
+
+#[test]
+fn the_nodes_own_endpoints_are_told_while_they_get_traffic() {
+    let node = Namespace::new();
+    let api = Api::default();
+    api.apply(service("10.96.0.10"));
+    let endpoint = |last: u8, node: &str, ready: bool| {
+        json!({ "addresses": [format!("10.244.0.{last}")], "nodeName": node,
+                "conditions": { "ready": ready, "serving": true, "terminating": !ready } })
+    };
+    api.apply(crate::slice_of(
+        false,
+        vec![
+            endpoint(1, "node", true),
+            endpoint(2, "node", true),
+            endpoint(3, "other", true),
+        ],
+    ));
+    let config = config();
+    let local = config.local_endpoints();
+    let running = start(&api, &node, config);
+    let told = || {
+        local
+            .borrow()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(told(), ["10.244.0.1", "10.244.0.2"]);
+    running.after(|| {
+        api.apply(crate::slice_of(
+            false,
+            vec![endpoint(1, "node", false), endpoint(2, "node", true)],
+        ))
+    });
+    assert_eq!(told(), ["10.244.0.2"]);
+    running.after(|| api.delete("Service", "default", "web"));
+    assert!(told().is_empty());
+}

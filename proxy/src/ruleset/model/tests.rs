@@ -1,6 +1,5 @@
 use super::*;
 use crate::service::Affinity;
-use std::net::IpAddr;
 
 fn address(last: u16) -> SocketAddr {
     SocketAddr::from(([10, 0, (last >> 8) as u8, last as u8], 8080))
@@ -250,20 +249,23 @@ fn internal_local_uses_the_list_of_this_node_even_if_it_is_empty() {
         ..port(WEB, &[1])
     };
     let difference = set(&mut model, "web", Some(resolved(vec![local_only])));
-    let find = |set| {
-        difference
-            .add
-            .iter()
-            .find(|labelled| labelled.entry.set == set)
-            .expect("entry")
-            .entry
+    // The list of all endpoints is not there at all: no frontend leads to it.
+    assert_eq!(
+        sets(&difference.add),
+        [
+            SetName::ClusterAddresses,
+            SetName::ClusterIps,
+            SetName::Hairpin
+        ]
+    );
+    let with_node_port = ServicePort {
+        internal_local: true,
+        node_port: Some(30_080),
+        ..port(WEB, &[1])
     };
-    let (Value::List(used), Key::Slot(filled, _)) = (
-        find(SetName::ClusterIps).value,
-        find(SetName::Endpoints).key,
-    ) else {
-        panic!("not what a map of lists holds")
-    };
-    assert_ne!(used, filled);
-    let _: IpAddr = WEB.into();
+    let difference = set(&mut model, "web", Some(resolved(vec![with_node_port])));
+    assert_eq!(
+        sets(&difference.add),
+        [SetName::NodePorts, SetName::Endpoints]
+    );
 }
