@@ -1,6 +1,7 @@
 //! From a request to its answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -27,6 +28,9 @@ use super::services::Services;
 
 /// The longest body that is read, as upstream.
 const BODY_LIMIT: usize = 3 << 20;
+
+/// How long a body may take to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Everything that answering needs.
 pub struct Api {
@@ -137,7 +141,20 @@ fn check_scope(resource: &Resource, target: &Target) -> Result<()> {
 }
 
 /// The whole of a body.
-async fn collect(mut body: Body) -> Result<Bytes> {
+async fn collect(body: Body) -> Result<Bytes> {
+    let late = |_| {
+        Failure::new(
+            http::StatusCode::REQUEST_TIMEOUT,
+            "Timeout",
+            "the body did not come in time",
+        )
+    };
+    tokio::time::timeout(BODY_TIMEOUT, read(body))
+        .await
+        .map_err(late)?
+}
+
+async fn read(mut body: Body) -> Result<Bytes> {
     let mut whole = Bytes::new();
     while let Some(frame) = body.frame().await {
         let frame =

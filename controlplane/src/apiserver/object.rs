@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::kind::Kind;
@@ -62,21 +63,49 @@ const METADATA: &[u8] = br#""metadata":{"#;
 /// An object as the store keeps it: `apiVersion`, `kind` and `metadata` first, and no resource version, which
 /// only the store's answer tells.
 pub fn stored(object: &Value) -> Bytes {
-    let mut ordered = Map::new();
-    for field in ["apiVersion", "kind"] {
-        ordered.insert(field.into(), object[field].clone());
+    let mut text = Vec::with_capacity(2048);
+    text.push(b'{');
+    for name in ["apiVersion", "kind"] {
+        write_field(&mut text, name, &object[name]);
     }
-    let mut metadata = object["metadata"].clone();
-    if let Some(metadata) = metadata.as_object_mut() {
-        metadata.shift_remove("resourceVersion");
-    }
-    ordered.insert("metadata".into(), metadata);
-    for (field, value) in object.as_object().into_iter().flatten() {
-        if !matches!(field.as_str(), "apiVersion" | "kind" | "metadata") {
-            ordered.insert(field.clone(), value.clone());
+    write_name(&mut text, "metadata");
+    text.push(b'{');
+    for (name, value) in fields(&object["metadata"]) {
+        if name != "resourceVersion" {
+            write_field(&mut text, name, value);
         }
     }
-    Value::Object(ordered).to_string().into()
+    text.push(b'}');
+    for (name, value) in fields(object) {
+        if !matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
+            write_field(&mut text, name, value);
+        }
+    }
+    text.push(b'}');
+    text.into()
+}
+
+fn fields(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    object.as_object().into_iter().flatten()
+}
+
+fn write_field(text: &mut Vec<u8>, name: &str, value: &Value) {
+    write_name(text, name);
+    write_json(text, value);
+}
+
+/// The name of a field, after a comma if it isn't the first.
+fn write_name(text: &mut Vec<u8>, name: &str) {
+    if text.last() != Some(&b'{') {
+        text.push(b',');
+    }
+    write_json(text, name);
+    text.push(b':');
+}
+
+fn write_json<T: Serialize + ?Sized>(text: &mut Vec<u8>, value: &T) {
+    // Memory takes everything, and a tree of JSON has no key that is no string.
+    let _ = serde_json::to_writer(text, value);
 }
 
 /// Writes a stored object with its resource version to the end of `out`.

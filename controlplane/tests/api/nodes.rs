@@ -102,3 +102,39 @@ async fn a_kubelet_gets_tokens_for_its_own_pods_only() {
         403
     );
 }
+
+#[tokio::test]
+async fn a_kubelet_reads_what_its_own_pods_refer_to() {
+    let (cluster, kubelet) = cluster().await;
+    let secrets = "/api/v1/namespaces/default/secrets";
+    for (name, node) in [("a", "n1"), ("b", "n2")] {
+        cluster
+            .post(secrets, json!({"metadata": {"name": name}}))
+            .await
+            .ok();
+        let spec = json!({
+            "nodeName": node,
+            "volumes": [{"name": "v", "secret": {"secretName": name}}],
+            "containers": [{"name": "c", "image": "i"}],
+        });
+        cluster
+            .post(PODS, json!({"metadata": {"name": name}, "spec": spec}))
+            .await
+            .ok();
+    }
+    let code = async |path: String| match send(&kubelet, Method::GET, &path, None, "").await.0 {
+        Ok(_) => 200,
+        Err(status) => status["code"].as_u64().unwrap(),
+    };
+    assert_eq!(code(format!("{secrets}/a")).await, 200);
+    assert_eq!(
+        code(format!("{secrets}?fieldSelector=metadata.name%3Da")).await,
+        200
+    );
+    assert_eq!(code(format!("{secrets}/b")).await, 403);
+    assert_eq!(code(secrets.into()).await, 403);
+    assert_eq!(
+        code("/api/v1/namespaces/default/configmaps/kube-root-ca.crt".into()).await,
+        404
+    );
+}

@@ -6,8 +6,9 @@ use http::StatusCode;
 
 use super::super::cache::Cache;
 use super::super::failure::{Failure, Result, qualified};
-use super::super::route::{Route, Target};
+use super::super::route::Route;
 use super::User;
+use super::node;
 use super::policy::{GROUP, Policy, SOURCES, resource_path};
 use crate::store::Revision;
 
@@ -50,7 +51,7 @@ impl Authorizer {
                 .any(|rule| rule.permits_path(verb, path)),
             Route::Resource(target) => {
                 let mut rules = policy.rules(user, &target.namespace);
-                rules.any(|rule| rule.permits(target)) && !touches_another_node(user, target)
+                rules.any(|rule| rule.permits(target)) && node::permits(&self.cache, user, target)
             }
         }
     }
@@ -75,16 +76,6 @@ impl Authorizer {
         *kept = Some((stamp, policy.clone()));
         policy
     }
-}
-
-/// A kubelet writes no node but its own (upstream's NodeRestriction).
-fn touches_another_node(user: &User, target: &Target) -> bool {
-    let Some(node) = user.name.strip_prefix("system:node:") else {
-        return false;
-    };
-    let writes = !matches!(target.verb, "get" | "list" | "watch");
-    let named = !target.name.is_empty() && target.name != node;
-    writes && named && target.group.is_empty() && target.resource == "nodes"
 }
 
 fn denial(user: &User, route: &Route) -> Failure {

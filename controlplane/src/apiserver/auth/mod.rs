@@ -5,6 +5,7 @@ pub mod authorize;
 mod builtin;
 pub mod escalation;
 pub mod impersonate;
+mod node;
 pub mod policy;
 pub mod tokens;
 
