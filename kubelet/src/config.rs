@@ -26,6 +26,9 @@ pub struct Config {
     pub container_logs_dir: PathBuf,
     /// The CRI server's unix socket.
     pub cri_socket: PathBuf,
+    /// Whether a container that states no seccomp profile gets the runtime's own; upstream's default is to confine
+    /// none (`seccompDefault`).
+    pub seccomp_default: bool,
     /// The cgroup below which `kubepods` lies, `/` at the root.
     pub cgroup_root: String,
     /// Name servers for pods whose dnsPolicy is ClusterFirst; empty: they get the node's own.
@@ -94,6 +97,7 @@ impl Config {
             pod_logs_dir: "/var/log/pods".into(),
             container_logs_dir: "/var/log/containers".into(),
             cri_socket: "/run/orlop/cri.sock".into(),
+            seccomp_default: true,
             cgroup_root: "/".into(),
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),

@@ -2,12 +2,14 @@
 //! that nobody has any more.
 
 use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::ids::PodUid;
+use crate::logs::rotated;
 use crate::pods::Pods;
 use crate::runtime::view::PodRuntime;
 use crate::shared::Shared;
@@ -47,11 +49,16 @@ fn surplus(pod: &PodRuntime) -> (Vec<String>, Vec<String>) {
 /// Tidies up after each change, until `shutdown`.
 pub async fn collect(shared: Arc<Shared>, shutdown: CancellationToken) {
     let changed = shared.cache.changed();
+    let mut next = Box::pin(changed.notified());
+    next.as_mut().enable();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = changed.notified() => {}
+            () = next.as_mut() => {}
         }
+        // What changes from here on is another round's.
+        next.set(changed.notified());
+        next.as_mut().enable();
         tokio::time::sleep(SETTLE).await;
         let mut work: Vec<(PodUid, Vec<String>, Vec<String>)> = Vec::new();
         shared.cache.for_each(|pod| {
@@ -81,7 +88,15 @@ async fn remove_with_log(shared: &Shared, uid: &PodUid, id: &str) {
         return;
     }
     if let Some(log) = log.filter(|path| !path.is_empty()) {
-        let _ = std::fs::remove_file(log);
+        let log = Path::new(&log);
+        for path in rotated(log)
+            .unwrap_or_default()
+            .iter()
+            .map(PathBuf::as_path)
+            .chain([log])
+        {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 

@@ -42,6 +42,7 @@ mod volumes;
 mod wakes;
 mod worker;
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -188,13 +189,17 @@ pub async fn run_and_tell(
 
 fn prepare_folders(config: &Config) -> Result<(), Error> {
     let failed = |path: PathBuf| move |source| Error::Folder { path, source };
-    for path in [
-        config.root_dir.join("pods"),
-        config.pod_logs_dir.clone(),
-        config.container_logs_dir.clone(),
-    ] {
-        std::fs::create_dir_all(&path).map_err(failed(path.clone()))?;
-    }
+    let make = |path: PathBuf, mode| {
+        let made = std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(&path);
+        made.map_err(failed(path))
+    };
+    make(config.root_dir.clone(), 0o750)?;
+    make(config.root_dir.join("pods"), 0o750)?;
+    make(config.pod_logs_dir.clone(), 0o755)?;
+    make(config.container_logs_dir.clone(), 0o755)?;
     let volatile = config.volatile_dir();
     volumes::mount_shared_tmpfs(&volatile).map_err(failed(volatile.clone()))
 }

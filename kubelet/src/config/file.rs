@@ -59,6 +59,7 @@ struct File {
     max_pods: Option<u32>,
     register_node: Option<bool>,
     cgroup_root: Option<String>,
+    seccomp_default: Option<bool>,
     system_reserved: BTreeMap<String, String>,
     kube_reserved: BTreeMap<String, String>,
     pod_logs_dir: Option<PathBuf>,
@@ -111,6 +112,7 @@ impl Config {
         take(&mut self.max_pods, file.max_pods);
         take(&mut self.register_node, file.register_node);
         take(&mut self.cgroup_root, file.cgroup_root);
+        take(&mut self.seccomp_default, file.seccomp_default);
         take(&mut self.pod_logs_dir, file.pod_logs_dir);
         if !file.cluster_dns.is_empty() {
             self.cluster_dns = file.cluster_dns;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rustix::fs::inotify::WatchFlags;
 use tokio::sync::mpsc;
 
-use super::{LogOptions, Position, ReadError, Reader};
+use super::{Position, ReadError, Reader};
 use crate::inotify::Inotify;
 use crate::runtime::RuntimeCache;
 
@@ -15,10 +15,12 @@ use crate::runtime::RuntimeCache;
 pub struct Follow {
     /// The log file's present path.
     pub path: PathBuf,
+    /// The file, at the place from which it is wanted.
+    pub reader: Reader,
     /// Whose it is.
     pub container_id: String,
-    /// What of it is wanted.
-    pub options: LogOptions,
+    /// Whether what comes later is wanted too.
+    pub follow: bool,
 }
 
 /// A log writer may be a moment behind its container's end.
@@ -37,16 +39,12 @@ pub async fn follow(
 }
 
 async fn run(
-    what: Follow,
+    mut what: Follow,
     cache: RuntimeCache,
     out: &mpsc::Sender<Result<Bytes, ReadError>>,
 ) -> Result<(), ReadError> {
-    let mut reader = Reader::open(&what.path, &what.options)?;
-    let watch = if what.options.follow {
-        watch(&what.path)
-    } else {
-        None
-    };
+    let reader = &mut what.reader;
+    let watch = if what.follow { watch(&what.path) } else { None };
     let changed = cache.changed();
     let mut ending = false;
     loop {

@@ -7,4 +7,4 @@ mod rotate;
 
 pub use follow::{Follow, follow};
 pub use read::{LogOptions, Position, ReadError, Reader};
-pub use rotate::rotate_logs;
+pub use rotate::{rotate_logs, rotated};

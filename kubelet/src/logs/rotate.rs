@@ -72,7 +72,8 @@ fn remove_oldest(path: &Path, keep: usize) -> std::io::Result<()> {
     Ok(())
 }
 
-fn rotated(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+/// The rotated files of a log: its name, and more after a point.
+pub fn rotated(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Ok(Vec::new());
     };

@@ -90,6 +90,10 @@ impl NodeKeeper {
                         }
                     }
                     Err(error) => {
+                        if matches!(&error, kube::Error::Api(status) if status.code == 404) {
+                            // Somebody deleted the node: it registers again.
+                            written = None;
+                        }
                         tracing::warn!(%error, "write the Node object; it will be tried again");
                         wait = Duration::from_millis(500).mul_f64(rand::random_range(0.75..1.25));
                     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use futures::StreamExt;
 use http::Response;
 use http_body::Frame;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use tokio::sync::mpsc;
@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Answers, Body, Refusal, parameters};
 use crate::logs::entry::Stream;
-use crate::logs::{Follow, LogOptions, follow};
+use crate::logs::{Follow, LogOptions, Reader, follow};
 use crate::pod::PodExt;
 use crate::runtime::view::Container;
 
@@ -40,23 +40,42 @@ pub fn container_logs(
         return Err(Refusal::not_found(message));
     }
     let instance = instance(answers, &pod, container, options.previous)?;
+    let path = PathBuf::from(&instance.log_path);
+    let Ok(reader) = Reader::open(&path, &options) else {
+        // It never started, or its log is gone: upstream says so in place of the log.
+        let runtime = &answers.shared.runtime_name;
+        let text = format!(
+            "unable to retrieve container logs for {runtime}://{}",
+            instance.id
+        );
+        return Ok(plain(
+            Full::new(text.into())
+                .map_err(|never| match never {})
+                .boxed_unsync(),
+        ));
+    };
     let (sender, receiver) = mpsc::channel(BUFFERED);
     let what = Follow {
-        path: PathBuf::from(&instance.log_path),
+        path,
+        reader,
         container_id: instance.id,
-        options,
+        follow: options.follow,
     };
     tokio::spawn(follow(what, answers.shared.cache.clone(), sender));
     let frames = ReceiverStream::new(receiver).map(|chunk| match chunk {
         Ok(bytes) => Ok(Frame::data(bytes)),
         Err(error) => Err(error.into()),
     });
-    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    Ok(plain(StreamBody::new(frames).boxed_unsync()))
+}
+
+fn plain(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     response.headers_mut().insert(
         http::header::CONTENT_TYPE,
         http::HeaderValue::from_static("text/plain"),
     );
-    Ok(response)
+    response
 }
 
 fn instance(

@@ -24,8 +24,8 @@ pub struct Ingredients<'a> {
     pub image_ref: String,
     /// The image's own user.
     pub image_user: &'a ImageUser,
-    /// Groups that volumes need.
-    pub fs_groups: &'a [i64],
+    /// Whether a container without a seccomp profile gets the runtime's own.
+    pub seccomp_default: bool,
     /// The node's memory, bytes.
     pub node_memory: i64,
     /// Whether the node has cgroup v2 alone.
@@ -39,7 +39,7 @@ pub fn container_config(
     with: Ingredients,
 ) -> Result<v1::ContainerConfig, security::Error> {
     let security_context =
-        security::container_context(pod, container, with.image_user, with.fs_groups)?;
+        security::container_context(pod, container, with.image_user, with.seccomp_default)?;
     let value = env::lookup(&with.env);
     let words = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter()
@@ -154,7 +154,7 @@ mod tests {
             mounts: Vec::new(),
             image_ref: "sha256:1".into(),
             image_user: &ImageUser::default(),
-            fs_groups: &[],
+            seccomp_default: true,
             node_memory: 1,
             cgroup_unified: true,
         };

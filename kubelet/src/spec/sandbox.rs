@@ -17,6 +17,8 @@ pub struct NodeSetup<'a> {
     pub node_name: &'a str,
     /// The node's resolver and the cluster's.
     pub dns: &'a NodeDns,
+    /// Whether a pod without a seccomp profile gets the runtime's own.
+    pub seccomp_default: bool,
     /// Where pod cgroups begin.
     pub cgroup_root: &'a str,
     /// The folder of the pod's logs.
@@ -85,6 +87,7 @@ pub fn sandbox_config(pod: &Pod, attempt: u32, node: &NodeSetup) -> v1::PodSandb
                 seccomp: Some(security::seccomp(
                     context.seccomp_profile.as_ref(),
                     privileged,
+                    node.seccomp_default,
                 )),
                 ..v1::LinuxSandboxSecurityContext::default()
             }),
@@ -147,6 +150,7 @@ mod tests {
         let setup = NodeSetup {
             node_name: "node",
             dns: &dns,
+            seccomp_default: true,
             cgroup_root: "/",
             log_directory: "/logs".into(),
         };

@@ -76,12 +76,12 @@ pub fn namespace_options(pod: &Pod) -> v1::NamespaceOption {
     }
 }
 
-/// The container's security context. `fs_groups` are groups that its volumes need.
+/// The container's security context.
 pub fn container_context(
     pod: &Pod,
     container: &Container,
     image: &ImageUser,
-    fs_groups: &[i64],
+    seccomp_default: bool,
 ) -> Result<v1::LinuxContainerSecurityContext, Error> {
     let of_pod = pod.pod_spec().security_context.clone().unwrap_or_default();
     let own = container.security_context.clone().unwrap_or_default();
@@ -94,7 +94,6 @@ pub fn container_context(
     let capabilities = own.capabilities.clone().unwrap_or_default();
     let mut supplemental_groups = of_pod.supplemental_groups.clone().unwrap_or_default();
     supplemental_groups.extend(of_pod.fs_group);
-    supplemental_groups.extend(fs_groups);
     let unmasked = privileged || own.proc_mount.as_deref() == Some("Unmasked");
     let paths = |list: &[&str]| {
         if unmasked {
@@ -134,6 +133,7 @@ pub fn container_context(
                 .as_ref()
                 .or(of_pod.seccomp_profile.as_ref()),
             privileged,
+            seccomp_default,
         )),
         apparmor: apparmor(
             own.app_armor_profile
@@ -180,13 +180,18 @@ fn selinux(options: SELinuxOptions) -> v1::SeLinuxOption {
     }
 }
 
-/// The default is the runtime's own profile. Upstream's is unconfined unless `seccompDefault` is set; a
-/// privileged container is never confined.
-pub fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> v1::SecurityProfile {
+/// What a profile means. Without one, `default_on` says whether the runtime's own confines; a privileged container
+/// is never confined.
+pub fn seccomp(
+    profile: Option<&SeccompProfile>,
+    privileged: bool,
+    default_on: bool,
+) -> v1::SecurityProfile {
     use v1::security_profile::ProfileType;
     let (kind, local) = match profile.map(|p| p.type_.as_str()) {
         _ if privileged => (ProfileType::Unconfined, ""),
         Some("Unconfined") => (ProfileType::Unconfined, ""),
+        None if !default_on => (ProfileType::Unconfined, ""),
         Some("Localhost") => (
             ProfileType::Localhost,
             profile
@@ -236,7 +241,7 @@ mod tests {
             json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec}),
         )
         .expect("a pod");
-        container_context(&pod, &pod.pod_spec().containers[0], image, &[])
+        container_context(&pod, &pod.pod_spec().containers[0], image, true)
     }
 
     #[test]

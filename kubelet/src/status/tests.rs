@@ -205,6 +205,18 @@ fn pods_end_by_their_policy() {
 }
 
 #[test]
+fn how_a_sidecar_ended_says_nothing_of_its_pod() {
+    let spec = json!({"restartPolicy": "Never", "containers": [{"name": "a"}],
+        "initContainers": [{"name": "s", "restartPolicy": "Always"}]});
+    let mut world = World::new(spec)
+        .with("s", 0, exited(137))
+        .with("a", 0, exited(0));
+    assert_eq!(world.status().phase.as_deref(), Some("Succeeded"));
+    world.ended = true;
+    assert_eq!(world.status().phase.as_deref(), Some("Succeeded"));
+}
+
+#[test]
 fn a_deleted_pod_ends_as_its_containers_did() {
     let mut world = World::new(json!({"containers": [{"name": "a"}]})).with("a", 0, exited(143));
     world.ended = true;

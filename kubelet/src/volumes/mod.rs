@@ -246,25 +246,34 @@ fn common_user(pod: &Pod) -> Option<u32> {
     u32::try_from(first).ok()
 }
 
-/// Removes everything that a pod's volumes left on the node. It blocks, goes on past errors, and returns the first.
-pub fn tear_down(config: &Config, uid: &str) -> io::Result<()> {
-    let pod_dir = config.pod_dir(uid);
+/// Removes a pod's volumes; its containers' last words stay. It blocks, goes on past errors, and returns the first.
+pub fn tear_down_volumes(config: &Config, uid: &str) -> io::Result<()> {
+    let volumes = config.pod_dir(uid).join("volumes");
     let mut first = Ok(());
     let mut note = |outcome: io::Result<()>| {
         if first.is_ok() {
             first = outcome;
         }
     };
-    if let Ok(entries) = std::fs::read_dir(pod_dir.join("volumes/kubernetes.io~empty-dir")) {
+    if let Ok(entries) = std::fs::read_dir(volumes.join("kubernetes.io~empty-dir")) {
         for entry in entries.flatten() {
             note(shared::unmount_if_tmpfs(&entry.path()));
         }
     }
-    for path in [pod_dir, config.volatile_pod_dir(uid)] {
-        match std::fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => note(Err(error)),
-            _ => {}
-        }
+    note(remove(&config.volatile_pod_dir(uid)));
+    // Never through a mount that is still there.
+    first.and_then(|()| remove(&volumes))
+}
+
+/// Removes everything that a pod has on the node but its logs. It blocks.
+pub fn tear_down(config: &Config, uid: &str) -> io::Result<()> {
+    tear_down_volumes(config, uid)?;
+    remove(&config.pod_dir(uid))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    first
 }

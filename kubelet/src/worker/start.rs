@@ -92,7 +92,7 @@ impl Worker {
             &spec.name,
             Kind::Normal,
             "Created",
-            format!("Container created: {}", spec.name),
+            "Container created",
         );
         self.link_log(pod, spec, &id, &log_path);
         let has_hook = spec
@@ -121,7 +121,7 @@ impl Worker {
             &spec.name,
             Kind::Normal,
             "Started",
-            format!("Container started: {}", spec.name),
+            "Container started",
         );
         if has_hook {
             self.post_start(pod, spec, sandbox, &id).await?;
@@ -228,7 +228,7 @@ impl Worker {
                 mounts: std::mem::take(&mut mounts.mounts),
                 image_ref: image.reference.clone(),
                 image_user: &image.user,
-                fs_groups: &[],
+                seccomp_default: self.shared.config.seccomp_default,
                 node_memory: self.shared.node_memory,
                 cgroup_unified: self.shared.cgroup_unified,
             },

@@ -72,6 +72,13 @@ impl Worker {
         }
         let runtime = self.runtime(pod);
         self.show(pod, &runtime, &Default::default(), true);
+        let (shared, uid) = (self.shared.clone(), self.uid.clone());
+        let work = tokio::task::spawn_blocking(move || {
+            volumes::tear_down_volumes(&shared.config, uid.as_str())
+        });
+        if let Ok(Err(error)) = work.await {
+            tracing::warn!(pod = pod.described(), %error, "remove the volumes of a pod that has ended");
+        }
         self.finished = true;
         self.stages.wait_for(Vec::new());
     }

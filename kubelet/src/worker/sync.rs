@@ -166,6 +166,7 @@ impl Worker {
         NodeSetup {
             node_name: &config.node_name,
             dns: &self.shared.dns,
+            seccomp_default: config.seccomp_default,
             cgroup_root: &config.cgroup_root,
             log_directory: logs.to_string_lossy().into_owned(),
         }

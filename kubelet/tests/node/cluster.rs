@@ -175,15 +175,31 @@ impl Cluster {
             .expect("a node")
     }
 
-    /// The reasons of a pod's events.
-    pub async fn event_reasons(&self, name: &str) -> Vec<String> {
+    /// Waits until events of a pod have all of these reasons.
+    pub async fn until_events(&self, name: &str, wanted: &[&str]) {
         let api: Api<Event> = Api::namespaced(self.client.clone(), "default");
-        let events = api.list(&ListParams::default()).await.expect("events");
-        let of_pod = events
-            .items
-            .into_iter()
-            .filter(|e| e.involved_object.name.as_deref() == Some(name));
-        of_pod.filter_map(|e| e.reason).collect()
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let events = api
+                .list(&ListParams::default())
+                .await
+                .expect("events")
+                .items;
+            let of_pod = |e: &&Event| e.involved_object.name.as_deref() == Some(name);
+            let reasons: Vec<&str> = events
+                .iter()
+                .filter(of_pod)
+                .filter_map(|e| e.reason.as_deref())
+                .collect();
+            if wanted.iter().all(|reason| reasons.contains(reason)) {
+                return;
+            }
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{reasons:?}, not {wanted:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 
