@@ -11,13 +11,13 @@ mod tests;
 
 use std::net::IpAddr;
 
-use linux::netlink::write_sysctl;
+use linux::netlink::{Netlink, read_sysctl, write_sysctl};
 use linux::nftables::{Family, Socket};
 
 use crate::Plugin;
 use crate::protocol::{Error, NetResult, Request, all_of};
 use config::{Config, Mapping};
-use table::{Forward, Owner};
+use table::{Forward, Owner, Sources};
 
 pub const PLUGIN: Plugin = Plugin {
     name: "portmap",
@@ -38,6 +38,14 @@ fn add(request: &Request) -> Result<NetResult, Error> {
         return Ok(previous.clone());
     }
     let owner = Owner::of(request);
+    let sources = Sources {
+        hairpin: config.snat,
+        turning_bridge: if config.snat {
+            turning_bridge(previous)?
+        } else {
+            None
+        },
+    };
     let mut socket = Socket::open().map_err(table::failed)?;
     for family in FAMILIES {
         let of_family: Vec<Forward> = forwards
@@ -48,7 +56,7 @@ fn add(request: &Request) -> Result<NetResult, Error> {
         if of_family.is_empty() {
             continue;
         }
-        let done = table::insert(&mut socket, family, &owner, &of_family, config.snat);
+        let done = table::insert(&mut socket, family, &owner, &of_family, &sources);
         if let Err(error) = done.and_then(|()| table::forget_old_flows(&mut socket, &of_family)) {
             return Err(error.and_undo(remove_all(&mut socket, &owner)));
         }
@@ -87,6 +95,24 @@ fn plan(mappings: &[Mapping], previous: &NetResult) -> Vec<Forward> {
         }
     }
     forwards
+}
+
+/// The container's bridge, if the answer of one container to another on it would go past the host's IP layer.
+fn turning_bridge(previous: &NetResult) -> Result<Option<String>, Error> {
+    let filtered = |name| read_sysctl(&["net", "bridge", name]).is_ok_and(|value| value == "1");
+    if filtered("bridge-nf-call-iptables") && filtered("bridge-nf-call-ip6tables") {
+        return Ok(None);
+    }
+    let mut host = Netlink::open()?;
+    for interface in previous.interfaces.iter().filter(|i| i.sandbox.is_empty()) {
+        if host
+            .link_by_name(&interface.name)?
+            .is_some_and(|link| link.is_kind("bridge"))
+        {
+            return Ok(Some(interface.name.clone()));
+        }
+    }
+    Ok(None)
 }
 
 /// Lets connections from the host's own 127.0.0.1 leave by the interfaces that lead to the container; the table drops

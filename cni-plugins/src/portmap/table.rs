@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use linux::nftables::{
     ADDRESS_TYPE_LOCAL, Batch, BatchError, Chain, ChainKind, Compare, Element, ElementDump, Family,
-    Field, Hook, Rule, Set, Socket, Table,
+    Field, Hook, Rule, Set, Socket, Table, ct_status,
 };
 
 use super::config::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, Mapping};
@@ -18,7 +18,10 @@ const PORTS: &str = "host-ports";
 const ADDRESS_PORTS: &str = "host-address-ports";
 /// Source and destination of what has to look as if it came from the host: the container to itself, and loopback.
 const HAIRPIN: &str = "hairpin";
-const SETS: [&str; 3] = [PORTS, ADDRESS_PORTS, HAIRPIN];
+/// Bridge (twice), container's address, protocol and port: what turns around on the bridge has to look as if it came
+/// from the host too, or the answer goes past it. Only for a host whose bridges don't show packets to the IP layer.
+const TURNS: &str = "bridge-turns";
+const SETS: [&str; 4] = [PORTS, ADDRESS_PORTS, HAIRPIN, TURNS];
 
 /// `NF_IP_PRI_RAW`, `NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`
 const RAW: i32 = -300;
@@ -101,6 +104,15 @@ impl Forward {
         (map, key, value)
     }
 
+    fn turn(&self, bridge: &str) -> Vec<u8> {
+        let name = interface_key(bridge);
+        let mut key = [name, name].concat();
+        key.extend(octets(self.container.ip()));
+        key.extend([self.protocol, 0, 0, 0]);
+        key.extend(padded_port(self.container.port()));
+        key
+    }
+
     fn hairpins(&self) -> Vec<Vec<u8>> {
         let own = octets(self.container.ip());
         let mut pairs = vec![[own.clone(), own.clone()].concat()];
@@ -126,6 +138,14 @@ impl fmt::Display for Forward {
     }
 }
 
+/// Whose packets have to look as if they came from the host.
+pub(super) struct Sources {
+    /// The host's loopback address and the container itself.
+    pub hairpin: bool,
+    /// The bridge whose other containers have to.
+    pub turning_bridge: Option<String>,
+}
+
 /// Adds mappings, all or none.
 ///
 /// # Errors
@@ -135,7 +155,7 @@ pub(super) fn insert(
     family: Family,
     owner: &Owner,
     forwards: &[Forward],
-    snat: bool,
+    sources: &Sources,
 ) -> Result<(), Error> {
     let table = Table::new(family, TABLE);
     let mut batch = Batch::new();
@@ -151,15 +171,25 @@ pub(super) fn insert(
             ..Element::pair(&key, &value)
         };
         batch.add_element(&table, map, &element);
-        for pair in forward.hairpins().iter().filter(|_| snat) {
+        let mut add = |set, key: &[u8]| {
+            let comment = Some(owner.0.as_str());
             batch.add_element(
                 &table,
-                HAIRPIN,
+                set,
                 &Element {
-                    comment: Some(&owner.0),
-                    ..Element::key(pair)
+                    comment,
+                    ..Element::key(key)
                 },
             );
+        };
+        if sources.hairpin {
+            forward
+                .hairpins()
+                .iter()
+                .for_each(|pair| add(HAIRPIN, pair));
+        }
+        if let Some(bridge) = &sources.turning_bridge {
+            add(TURNS, &forward.turn(bridge));
         }
     }
     batch.commit(socket).map_err(|cause| match &cause {
@@ -196,6 +226,14 @@ fn add_rules(batch: &mut Batch, table: &Table) {
     batch.add_set(table, &Set::map(PORTS, &by_port, &target));
     batch.add_set(table, &Set::map(ADDRESS_PORTS, &by_address, &target));
     batch.add_set(table, &Set::of(HAIRPIN, &[saddr, daddr]));
+    let turn = [
+        Field::IifName,
+        Field::OifName,
+        daddr,
+        Field::L4Proto,
+        Field::ThDport,
+    ];
+    batch.add_set(table, &Set::of(TURNS, &turn));
 
     let protocols: [&[u8]; 3] = [&[IPPROTO_TCP], &[IPPROTO_UDP], &[IPPROTO_SCTP]];
     let known = || Rule::new().is_one_of(Field::L4Proto, &protocols);
@@ -217,12 +255,18 @@ fn add_rules(batch: &mut Batch, table: &Table) {
         &nat("host-ports-output", Hook::Output, DESTINATION_NAT),
         &[local],
     );
-    let hairpin = Rule::new().is_in(&[saddr, daddr], HAIRPIN).masquerade();
+    let masqueraded = [
+        Rule::new().is_in(&[saddr, daddr], HAIRPIN).masquerade(),
+        known()
+            .has_any(Field::CtStatus, ct_status::DNAT)
+            .is_in(&turn, TURNS)
+            .masquerade(),
+    ];
     chain(
         batch,
         table,
         &nat("host-ports-postrouting", Hook::Postrouting, SOURCE_NAT),
-        &[hairpin],
+        &masqueraded,
     );
     if family == Family::Ip {
         let martian = Rule::new()
@@ -365,6 +409,15 @@ fn octets(ip: IpAddr) -> Vec<u8> {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     }
+}
+
+/// A name as the kernel's sets hold it: 16 bytes, filled with zeros.
+fn interface_key(name: &str) -> [u8; 16] {
+    let mut key = [0; 16];
+    key.iter_mut()
+        .zip(name.bytes())
+        .for_each(|(byte, letter)| *byte = letter);
+    key
 }
 
 fn padded_port(port: u16) -> [u8; 4] {

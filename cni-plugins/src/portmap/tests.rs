@@ -153,3 +153,32 @@ fn without_mappings_the_result_is_passed_on_and_no_table_is_made() {
     });
     assert!(!String::from_utf8_lossy(&listed.stdout).contains("host-ports"));
 }
+
+#[test]
+fn neighbours_reach_a_host_port_also_where_bridges_bypass_the_ip_layer() {
+    let host = Host::new();
+    host.inside(|| {
+        for name in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+            // A kernel without br_netfilter has neither, and is what this is about.
+            let _ = linux::netlink::write_sysctl(&["net", "bridge", name], "0");
+        }
+    });
+    let (pod, neighbour) = (Pod::new("a"), Pod::new("b"));
+    let two = json!([
+        { "hostPort": 8080, "containerPort": 80, "protocol": "tcp" },
+        { "hostPort": 8081, "containerPort": 81, "protocol": "tcp" },
+    ]);
+    mapped(&host, &pod, two).expect("mapped");
+    host.call("ADD", &neighbour, &host.bridge_config())
+        .expect("add");
+    for (port, by) in [
+        (80, "10.1.0.1:8080"),
+        (81, "10.1.0.1:8081"),
+        (80, "[fd00:1::1]:8080"),
+    ] {
+        let seen = connect_by(&neighbour.netns, &pod.netns, port, address(by));
+        assert_eq!(seen, Some(address(by).ip()), "{by}");
+    }
+    let direct = connect_by(&neighbour.netns, &pod.netns, 80, address("10.1.0.2:80"));
+    assert_eq!(direct.map(|ip| ip.to_string()).as_deref(), Some("10.1.0.3"));
+}
