@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use cri_api::v1::{LinuxContainerSecurityContext, Mount as Asked, MountPropagation, NamespaceMode};
+use cri_api::v1::{LinuxContainerSecurityContext, Mount as Asked, MountPropagation};
 use oci_spec::runtime::Mount;
 
-use super::{Error, Inputs, sandbox_namespaces_of};
+use super::{Error, Inputs};
 
 /// Where the sandbox's shared memory appears.
 pub const SHM: &str = "/dev/shm";
@@ -46,7 +46,6 @@ fn defaults(inputs: &Inputs<'_>, security: &LinuxContainerSecurityContext) -> Ve
     let with = |more: &[&'static str]| -> Vec<&'static str> {
         quiet.iter().chain(more).copied().collect()
     };
-    let host_ipc = sandbox_namespaces_of(inputs.sandbox).ipc() == NamespaceMode::Node;
     let file_access = if security.readonly_rootfs { "ro" } else { "rw" };
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &quiet),
@@ -77,11 +76,8 @@ fn defaults(inputs: &Inputs<'_>, security: &LinuxContainerSecurityContext) -> Ve
             &with(&["relatime", access]),
         ),
     ];
-    mounts.push(if host_ipc {
-        mount("/dev/mqueue", "bind", "/dev/mqueue", &with(&["bind"]))
-    } else {
-        mount("/dev/mqueue", "mqueue", "mqueue", &quiet)
-    });
+    // It shows the queues of the IPC namespace that it is mounted in, the host's too, mounted there or not.
+    mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &quiet));
     // The sandbox's own comes as a descriptor; the path is for whoever reads the specification.
     mounts.push(mount(SHM, "bind", "/dev/shm", &with(&["rbind"])));
     for (target, source) in [

@@ -433,3 +433,134 @@ async fn events_tell_of_each_change_and_a_reader_resumes() {
     node.remove_sandbox(&sandbox).await;
     node.shut_down();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_over_its_memory_limit_is_killed_and_says_so() {
+    let mut node = Node::start().await;
+    let config = node.sandbox_config("greedy");
+    let sandbox = node.run_sandbox(&config).await.unwrap();
+    let mut container = script_config(
+        "main",
+        "sleep 0.1; x=0123456789abcdef; while :; do x=$x$x; done",
+    );
+    let resources = container
+        .linux
+        .as_mut()
+        .unwrap()
+        .resources
+        .as_mut()
+        .unwrap();
+    resources.memory_limit_in_bytes = 16 << 20;
+    resources.memory_swap_limit_in_bytes = 16 << 20;
+    let id = node.create(&sandbox, &config, container).await.unwrap();
+    node.start_container(&id).await.unwrap();
+    let status = node.wait_for_exit(&id).await;
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (137, "OOMKilled")
+    );
+    node.remove_sandbox(&sandbox).await;
+    node.shut_down();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_are_changed_while_a_container_runs() {
+    let mut node = Node::start().await;
+    let config = node.sandbox_config("growing");
+    let sandbox = node.run_sandbox(&config).await.unwrap();
+    let id = node.run(&sandbox, &config, "main", "exec sleep 1000").await;
+    let linux = LinuxContainerResources {
+        memory_limit_in_bytes: 32 << 20,
+        cpu_quota: 50_000,
+        cpu_period: 100_000,
+        ..Default::default()
+    };
+    let request = UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(linux),
+        ..Default::default()
+    };
+    node.runtime
+        .update_container_resources(request)
+        .await
+        .unwrap();
+    let shown = node.status(&id).await.resources.unwrap().linux.unwrap();
+    assert_eq!(
+        (
+            shown.memory_limit_in_bytes,
+            shown.cpu_quota,
+            shown.cpu_shares
+        ),
+        (32 << 20, 50_000, 512)
+    );
+    let stats = node
+        .runtime
+        .container_stats(ContainerStatsRequest {
+            container_id: id.clone(),
+        })
+        .await
+        .unwrap();
+    let memory = stats.into_inner().stats.unwrap().memory.unwrap();
+    assert_eq!(
+        memory.available_bytes.unwrap().value + memory.working_set_bytes.unwrap().value,
+        32 << 20
+    );
+    node.kill_and_restart().await;
+    assert_eq!(
+        node.status(&id)
+            .await
+            .resources
+            .unwrap()
+            .linux
+            .unwrap()
+            .memory_limit_in_bytes,
+        32 << 20
+    );
+    node.remove_sandbox(&sandbox).await;
+    node.shut_down();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_of_the_hosts_namespaces_is_in_them() {
+    let mut node = Node::start().await;
+    let mut config = node.sandbox_config("host");
+    let mode = NamespaceMode::Node as i32;
+    let options = NamespaceOption {
+        network: mode,
+        pid: mode,
+        ipc: mode,
+        ..Default::default()
+    };
+    config.linux.as_mut().unwrap().security_context = Some(LinuxSandboxSecurityContext {
+        namespace_options: Some(options.clone()),
+        ..Default::default()
+    });
+    let sandbox = node.run_sandbox(&config).await.unwrap();
+    let mut container = script_config("main", "exec sleep 1000");
+    container
+        .linux
+        .as_mut()
+        .unwrap()
+        .security_context
+        .as_mut()
+        .unwrap()
+        .namespace_options = Some(options);
+    let id = node.create(&sandbox, &config, container).await.unwrap();
+    node.start_container(&id).await.unwrap();
+    let pid = node.pid(&id).await;
+    let namespace =
+        |pid: &str, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    for kind in ["pid", "ipc", "uts"] {
+        assert_eq!(
+            namespace(&pid.to_string(), kind),
+            namespace("self", kind),
+            "{kind}"
+        );
+    }
+    let host = crate::node::in_network(node.dir.path(), || {
+        std::fs::read_link("/proc/thread-self/ns/net").unwrap()
+    });
+    assert_eq!(namespace(&pid.to_string(), "net"), host);
+    node.remove_sandbox(&sandbox).await;
+    node.shut_down();
+}
