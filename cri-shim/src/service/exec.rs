@@ -213,7 +213,7 @@ impl Runtime {
         let cgroup = self
             .container_cgroup(&container.record)?
             .child(&format!("exec-{exec_id}"))?;
-        cgroup.ensure()?;
+        self.make_leaf(&cgroup)?;
         let target = ExecTarget {
             pid: launched.pid,
             pidfd,
@@ -231,6 +231,16 @@ impl Runtime {
                 let _ = cgroup.delete();
                 Err(error.into())
             }
+        }
+    }
+
+    /// Makes a cgroup inside one that holds processes. In a v2 hierarchy such a one can hand no controllers on, and
+    /// needn't: what is in the new one counts for the container.
+    fn make_leaf(&self, cgroup: &Cgroup) -> Result<(), Error> {
+        match cgroup.unified_dir().filter(|_| self.cgroups.unified()) {
+            Some(folder) => std::fs::create_dir(&folder)
+                .map_err(Error::io(format!("make cgroup {}", folder.display()))),
+            None => Ok(cgroup.ensure()?),
         }
     }
 }
