@@ -2,6 +2,8 @@
 
 mod compile;
 mod default_profile;
+#[cfg(test)]
+mod oracle;
 mod syscalls;
 
 pub use default_profile::default_profile;
