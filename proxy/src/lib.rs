@@ -10,6 +10,7 @@
 pub mod config;
 mod conntrack;
 mod dump;
+mod events;
 mod health;
 pub mod kube_proxy;
 mod metrics;
@@ -58,13 +59,19 @@ pub async fn run(
     let node_name = config.node_name.clone();
     let (health, metrics) = (health::Health::default(), metrics::Metrics::default());
     let mut tasks = tokio::task::JoinSet::new();
+    let (events, failures) = events::Events::new();
+    tasks.spawn(events::post(
+        client.clone(),
+        node_name.as_str().into(),
+        failures,
+    ));
     serve(&mut tasks, &config, &health, &metrics);
     let (ended, worker_end) = tokio::sync::oneshot::channel();
     // A thread of its own: it sleeps in the kernel while a transaction is made.
     std::thread::Builder::new()
         .name("service-rules".into())
         .spawn(move || {
-            let result = Worker::new(config, health, metrics).and_then(|mut worker| {
+            let result = Worker::new(config, health, metrics, events).and_then(|mut worker| {
                 let result = worker.run(&receiver);
                 worker.clean_up();
                 result

@@ -1,6 +1,7 @@
 //! The thread that turns the API's changes into transactions.
 
 use crate::config::{Config, DetectLocal, Progress};
+use crate::events::Events;
 use crate::health::{Health, ServiceHealth};
 use crate::metrics::Metrics;
 use crate::service::{Change, NodeFacts, ResolvedService, ServiceName, SliceName, Tracker};
@@ -51,6 +52,7 @@ pub struct Worker {
     retries: BTreeMap<ServiceName, Retry>,
     health: Health,
     metrics: Metrics,
+    events: Events,
     /// The ports of Services' health checks.
     check_ports: HashMap<ServiceName, u16>,
     progress: Progress,
@@ -63,7 +65,12 @@ impl Worker {
     ///
     /// # Errors
     /// [`Error::Socket`].
-    pub fn new(mut config: Config, health: Health, metrics: Metrics) -> Result<Worker, Error> {
+    pub fn new(
+        mut config: Config,
+        health: Health,
+        metrics: Metrics,
+        events: Events,
+    ) -> Result<Worker, Error> {
         let socket = Socket::open().map_err(Error::Socket)?;
         let ipv6 = matches!(&config.detect_local, DetectLocal::Networks(networks)
             if networks.iter().any(|network| network.addr().is_ipv6()));
@@ -88,6 +95,7 @@ impl Worker {
             retries: BTreeMap::new(),
             health,
             metrics,
+            events,
             check_ports: HashMap::new(),
             progress: Progress::default(),
             started: false,
@@ -338,6 +346,7 @@ impl Worker {
         self.retries
             .retain(|name, _| refused.contains(name) || !changed.contains(name));
         for failure in &outcome.failures {
+            self.events.refused(failure);
             let service = failure.service.as_str();
             tracing::error!(
                 service,

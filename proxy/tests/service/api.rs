@@ -24,6 +24,7 @@ struct State {
     objects: BTreeMap<(String, String, String), Value>,
     watchers: Vec<(String, Lines)>,
     lists: usize,
+    events: usize,
 }
 
 /// The API, which a test changes and the proxy follows.
@@ -115,6 +116,11 @@ impl Api {
         self.0.lock().expect("state").lists
     }
 
+    /// How many Events were posted.
+    pub fn events(&self) -> usize {
+        self.0.lock().expect("state").events
+    }
+
     /// A client of it.
     pub fn client(&self) -> kube::Client {
         let api = self.clone();
@@ -129,6 +135,11 @@ impl Api {
         let mut state = self.0.lock().expect("state");
         if state.away {
             return status(503, "away");
+        }
+        if request.method() == http::Method::POST {
+            assert_eq!(request.uri().path(), "/api/v1/namespaces/default/events");
+            state.events += 1;
+            return whole(&json!({}));
         }
         let query = request.uri().query().unwrap_or_default();
         let parameter = |name: &str| {

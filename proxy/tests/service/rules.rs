@@ -299,6 +299,7 @@ fn a_service_that_the_kernel_refuses_stops_no_other() {
         "{text}"
     );
     assert!(!text.contains("203.0.113.1") && !text.contains("10.96.0.1 "));
+    assert!(api.events() > 0, "its owner is told");
     running.wait_for(|progress| progress.failed_services == 1);
     api.delete("Service", "default", "modest");
     running.after(|| api.apply(balanced("greedy", 1, json!([{ "ip": "203.0.113.1" }]))));
