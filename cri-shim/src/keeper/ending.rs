@@ -49,13 +49,15 @@ impl Keeper {
         }
     }
 
-    /// A container that a predecessor started has ended: we are not its parent, and learn its status only after the
-    /// parent (most likely pid 1) has reaped it, if the kernel tells at all.
+    /// A container that a predecessor started has ended. We are not its parent: its status is shown by procfs until the
+    /// parent (most likely pid 1) has reaped it, and after that by the pidfd, where the kernel has that.
     pub(super) fn handle_adopted_end(&mut self, token: Token, id: &str) {
         let Some(container) = self.containers.get(id) else {
             return;
         };
-        match linux::pidfd_info::wait_status(&container.pidfd) {
+        let seen = container.record.identity.zombie_status();
+        let told = || linux::pidfd_info::wait_status(&container.pidfd);
+        match seen.map_or_else(told, |raw| Ok(Some(raw))) {
             Ok(Some(raw)) => self.adopted_ended(token, id, ExitStatus::from_wait(raw)),
             Ok(None)
                 if !self

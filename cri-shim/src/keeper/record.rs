@@ -39,13 +39,32 @@ impl Identity {
         let now = Identity::observe(self.pid, &pidfd);
         (now == *self && self.start_ticks != 0).then_some(pidfd)
     }
+
+    /// The raw `wait(2)` status of a process that has ended and that its parent has not collected yet; `None` after that.
+    pub(crate) fn zombie_status(&self) -> Option<i32> {
+        let fields = stat_fields(self.pid)?;
+        let is_same = field::<u64>(&fields, 22)? == self.start_ticks;
+        let is_zombie = fields.first()? == "Z";
+        // Field 52 is shown to those who may ptrace the process.
+        (is_same && is_zombie).then(|| field(&fields, 52))?
+    }
+}
+
+/// The fields of `/proc/<pid>/stat` from the third on (the state): the name before it may hold anything, also spaces and
+/// parentheses.
+fn stat_fields(pid: i32) -> Option<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = &stat[stat.rfind(')')? + 1..];
+    Some(after_name.split_whitespace().map(str::to_owned).collect())
+}
+
+/// A field by its number in proc_pid_stat(5).
+fn field<T: std::str::FromStr>(fields: &[String], number: usize) -> Option<T> {
+    fields.get(number - 3)?.parse().ok()
 }
 
 fn start_ticks(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, field 2, may hold anything, also spaces and parentheses.
-    let after_name = &stat[stat.rfind(')')? + 1..];
-    after_name.split_whitespace().nth(19)?.parse().ok()
+    field(&stat_fields(pid)?, 22)
 }
 
 fn inode(pidfd: impl AsFd) -> Option<u64> {
@@ -136,7 +155,11 @@ mod tests {
             earlier.confirm().is_none(),
             "a reused pid must not be trusted"
         );
+        assert_eq!(identity.zombie_status(), None, "it runs");
         child.kill().unwrap();
+        linux::pidfd::wait_exit(linux::pidfd::open(pid).unwrap(), None).unwrap();
+        assert_eq!(identity.zombie_status(), Some(9));
+        assert_eq!(earlier.zombie_status(), None);
         child.wait().unwrap();
         assert!(identity.confirm().is_none());
     }
