@@ -54,7 +54,8 @@ pub(super) fn load_first(dir: &Path) -> Result<ConfList, Error> {
     ConfList::parse(&value, &path)
 }
 
-fn first_file(dir: &Path) -> Result<Option<PathBuf>, Error> {
+/// The first configuration by name in `dir`.
+pub(super) fn first_file(dir: &Path) -> Result<Option<PathBuf>, Error> {
     let read_error = |source| Error::Read {
         path: dir.to_owned(),
         source,

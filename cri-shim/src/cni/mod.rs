@@ -93,6 +93,14 @@ impl Network {
         conflist::load_first(&self.inner.conf_dir)
     }
 
+    /// The file that [`Network::conflist`] is read from; `None` if the folder has none.
+    ///
+    /// # Errors
+    /// [`Error::Read`] when the folder can't be read.
+    pub fn conflist_path(&self) -> Result<Option<PathBuf>, Error> {
+        conflist::first_file(&self.inner.conf_dir)
+    }
+
     /// Connects a sandbox: brings its loopback device up and runs ADD of each plugin in order. If one fails,
     /// what was done is undone by DEL of all of them before the error is returned.
     ///

@@ -6,12 +6,12 @@ use cri_api::v1::{UpdateRuntimeConfigRequest, UpdateRuntimeConfigResponse};
 use ipnet::IpNet;
 
 use super::error::Error;
-use crate::cni::{self, DEFAULT_CONFLIST, default_conflist};
+use crate::cni::{DEFAULT_CONFLIST, default_conflist};
 use crate::runtime::Runtime;
 
 impl Runtime {
-    /// Writes the default pod network for these CIDRs, if nobody has configured one. A network that somebody else
-    /// configured is left alone: it knows its addresses.
+    /// Writes the default pod network for these CIDRs, unless the folder has a configuration whose name sorts before
+    /// its: a network that somebody chose knows its addresses.
     ///
     /// # Errors
     /// When a CIDR is not one, or the file can't be written.
@@ -34,11 +34,13 @@ impl Runtime {
             );
         }
         let ours = self.config.cni_conf_dir.join(DEFAULT_CONFLIST);
-        let unconfigured = matches!(
-            self.network.conflist(),
-            Err(cni::Error::NotConfigured { .. })
-        );
-        if unconfigured || ours.exists() {
+        // What sorts before it is somebody's choice for the node's pods; what sorts after it is often that of another
+        // program that only shares the folder (podman's `87-podman-bridge.conflist`).
+        if self
+            .network
+            .conflist_path()?
+            .is_none_or(|first| first >= ours)
+        {
             let text = default_conflist(&cidrs, &self.config.cni_data_dir);
             write_whole(&ours, &text).map_err(|source| Error::Io {
                 what: format!("write {}", ours.display()),
