@@ -24,6 +24,9 @@ pub struct Config {
     pub node_ports: RangeInclusive<u16>,
     /// The port of a kubelet whose Node names none in `status.daemonEndpoints`.
     pub kubelet_port: u16,
+    /// Whether a kubelet's certificate must be of this cluster's authority. An upstream kubelet makes one of its own
+    /// unless it is told otherwise, and upstream's API server takes it.
+    pub verify_kubelets: bool,
     /// DNS suffix of Services, for certificates and the issuer of tokens.
     pub cluster_domain: String,
 }
@@ -39,6 +42,7 @@ impl Config {
             service_cidrs: vec![IpNet::new_assert(IpAddr::from([10, 96, 0, 0]), 16)],
             node_ports: 30000..=32767,
             kubelet_port: 10250,
+            verify_kubelets: true,
             cluster_domain: "cluster.local".into(),
         }
     }

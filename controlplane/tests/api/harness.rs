@@ -18,8 +18,14 @@ impl Cluster {
     }
 
     pub async fn start_in(folder: TempDir) -> Self {
+        Self::start_with(folder, |_| {}).await
+    }
+
+    /// Starts a server whose configuration is not the default one.
+    pub async fn start_with(folder: TempDir, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::new(folder.path());
         config.listen = vec!["127.0.0.1:0".parse().unwrap()];
+        change(&mut config);
         let server = Server::start(config).await.unwrap();
         let client = server.client("admin", &["system:masters"]);
         Self {

@@ -38,10 +38,11 @@ fn parts(identity: &Identity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'s
     )
 }
 
-/// A kubelet that tells what it was asked and echoes what it is sent once upgraded. Its port.
-async fn start_kubelet(pki: &Pki) -> u16 {
+/// A kubelet that tells what it was asked and echoes what it is sent once upgraded, with a certificate of `issuer`.
+/// Its port.
+async fn start_kubelet(pki: &Pki, issuer: &Pki) -> u16 {
     let subject = Subject::kubelet_serving("n1", &["127.0.0.1".parse().unwrap()]);
-    let (chain, key) = parts(&pki.ensure("kubelet-serving", &subject).unwrap());
+    let (chain, key) = parts(&issuer.ensure("kubelet-serving", &subject).unwrap());
     let verifier = WebPkiClientVerifier::builder(Arc::new(roots(pki)))
         .build()
         .unwrap();
@@ -107,7 +108,13 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
 async fn cluster_with_node(pods: &[&str]) -> Cluster {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cluster = Cluster::start().await;
-    let port = start_kubelet(cluster.server.pki()).await;
+    let port = start_kubelet(cluster.server.pki(), cluster.server.pki()).await;
+    add_node(&cluster, port, pods).await;
+    cluster
+}
+
+/// A node whose kubelet is at `port`, and pods bound to it.
+async fn add_node(cluster: &Cluster, port: u16, pods: &[&str]) {
     cluster
         .post("/api/v1/nodes", json!({"metadata": {"name": "n1"}}))
         .await
@@ -134,7 +141,6 @@ async fn cluster_with_node(pods: &[&str]) -> Cluster {
             .await
             .ok();
     }
-    cluster
 }
 
 #[tokio::test]
@@ -296,4 +302,22 @@ async fn pods_and_services_are_reached_through_the_api() {
         .await
         .ok();
     assert_eq!(text(of_service).await.unwrap(), "GET /");
+}
+
+#[tokio::test]
+async fn a_kubelet_with_a_certificate_of_its_own_is_called_only_when_that_is_wanted() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let own = tempfile::tempdir().unwrap();
+    let own = Pki::open(own.path()).unwrap();
+    for verify in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = Cluster::start_with(folder, |config| config.verify_kubelets = verify).await;
+        let port = start_kubelet(cluster.server.pki(), &own).await;
+        add_node(&cluster, port, &[]).await;
+        let request = Request::get("/api/v1/nodes/n1/proxy/pods")
+            .body(Vec::new())
+            .unwrap();
+        let answer = cluster.client.request_text(request).await;
+        assert_eq!(answer.is_err(), verify, "{answer:?}");
+    }
 }
