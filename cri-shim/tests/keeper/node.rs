@@ -48,17 +48,7 @@ impl Node {
     }
 
     pub fn plan_of(&self, id: &str, args: &[&str], terminal: bool) -> (LaunchPlan, Vec<OwnedFd>) {
-        let resources = LaunchResources {
-            id: id.to_owned(),
-            rootfs: Rootfs::Path(self.rootfs.clone()),
-            bundle: self.dir.path().to_owned(),
-            cgroup: None,
-            namespaces: Vec::new(),
-            mounts: Vec::new(),
-            gate: None,
-            keep_keyring: false,
-            preserve_fds: 0,
-        };
+        let resources = LaunchResources::new(id, Rootfs::Path(self.rootfs.clone()));
         oci_runtime::plan_launch(&spec(args, terminal), resources).unwrap()
     }
 
