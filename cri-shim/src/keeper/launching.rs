@@ -106,7 +106,11 @@ impl Keeper {
                 "{id}: {error}; a successor of this keeper would not find it"
             ));
         }
-        let launching = self.watch_launch(who, launched.status, waiter)?;
+        let watched = self.watch_launch(who, launched.status, waiter);
+        let launching = watched.inspect_err(|_| {
+            self.abandon(launched.pid, &launched.pidfd);
+            self.remove_container_dir(&id);
+        })?;
         let state = ContainerState::Launching(launching);
         let container = Container {
             record,
@@ -161,12 +165,14 @@ impl Keeper {
             }
         };
         let launched = oci_runtime::exec(&plan, fds.collect(), stdio)?;
-        if let Some(master) = &launched.terminal {
-            set_nonblocking(master)?;
-        }
         let who = Who::Exec(exec.clone());
         self.children.insert(launched.pid, who.clone());
-        let state = ExecState::Launching(self.watch_launch(who, launched.status, waiter)?);
+        let nonblocking = launched.terminal.as_ref().map_or(Ok(()), set_nonblocking);
+        let watched = nonblocking
+            .map_err(Refusal::from)
+            .and_then(|()| self.watch_launch(who, launched.status, waiter));
+        let launching = watched.inspect_err(|_| self.abandon(launched.pid, &launched.pidfd))?;
+        let state = ExecState::Launching(launching);
         let (pid, pidfd, terminal) = (launched.pid, launched.pidfd, launched.terminal);
         self.execs.insert(
             exec,
@@ -180,6 +186,14 @@ impl Keeper {
             },
         );
         Ok(None)
+    }
+
+    /// A process that can't be watched must not run on unheld. It is reaped as nobody's.
+    fn abandon(&mut self, pid: i32, pidfd: &OwnedFd) {
+        self.children.remove(&pid);
+        if let Err(error) = linux::pidfd::kill(pidfd) {
+            self.log(format!("kill process {pid}, which can't be held: {error}"));
+        }
     }
 
     fn watch_launch(
@@ -325,7 +339,10 @@ fn start_container(
             .terminal
             .take()
             .ok_or_else(|| Refusal::failed("launch made no terminal"))?;
-        let streams = Streams::terminal(master)?;
+        let streams = Streams::terminal(master).inspect_err(|_| {
+            // A process without a terminal that we hold would run on unheld. It is gone, or ours to kill.
+            let _ = linux::pidfd::kill(&launched.pidfd);
+        })?;
         return Ok((launched, streams));
     }
     let (inner, streams) = Streams::create_fifos(dir, io.stdin)?;
