@@ -7,6 +7,7 @@
 pub mod element;
 pub mod layout;
 pub mod model;
+mod programmed;
 pub mod skeleton;
 pub mod text;
 

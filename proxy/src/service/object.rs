@@ -47,6 +47,7 @@ pub struct ServiceSpec {
     /// IPv4, IPv6, or both.
     pub ip_families: Vec<String>,
     /// Its ports.
+    #[serde(deserialize_with = "null_is_empty")]
     pub ports: Vec<Port>,
     /// Addresses that reach this node by means of their own.
     #[serde(rename = "externalIPs")]

@@ -82,6 +82,10 @@ fn jittered(delay: Duration) -> Duration {
 
 fn describe(error: &kube::Error) -> String {
     match error {
+        // What the client makes of an event that it can't parse.
+        kube::Error::Api(status) if status.code == 0 => {
+            "an event of the watch has an unknown form".to_owned()
+        }
         kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
         error => error.to_string(),
     }

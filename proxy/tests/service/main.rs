@@ -2,6 +2,7 @@
 
 mod api;
 mod lab;
+mod measure;
 mod packets;
 mod random;
 mod rules;

@@ -8,6 +8,8 @@ use proptest::test_runner::{Config as RunnerConfig, TestRunner};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 const PODS: usize = 4;
 
@@ -220,7 +222,10 @@ fn check(lab: &Lab, services: &[RandomService]) {
 fn random_services_take_packets_where_the_api_says() {
     let lab = Lab::new(PODS);
     let api = Api::default();
-    let running = start(&api, &lab.node, config());
+    let config = config();
+    let local = config.local_endpoints();
+    let _running = start(&api, &lab.node, config);
+    let turn = std::cell::Cell::new(0);
     let mut runner = TestRunner::new(RunnerConfig {
         cases: 8,
         max_shrink_iters: 20,
@@ -230,27 +235,39 @@ fn random_services_take_packets_where_the_api_says() {
     // Case after case on the same proxy: what one leaves behind the next would meet.
     runner
         .run(&cases, |services| {
-            let before = running.progress().transactions;
+            turn.set(turn.get() + 1);
             for (index, service) in services.iter().enumerate() {
                 service
                     .objects(index, &lab)
                     .into_iter()
                     .for_each(|object| api.apply(object));
             }
-            settle(&api, &running, before);
+            settle(&api, &local, turn.get());
             check(&lab, &services);
             Ok(())
         })
         .expect("packets go where they should");
 }
 
-/// Waits until all that was applied is in the rules: what is applied last is, and it differs each time.
-fn settle(api: &Api, running: &crate::Running, before: u64) {
-    let marker = json!({
-        "kind": "Service", "metadata": { "namespace": "default", "name": "marker" },
-        "spec": { "clusterIP": "10.96.99.1", "ports": [{ "name": "x", "port": 1 + before % 60_000 }] }
-    });
-    running.after(|| api.apply(marker));
-    // Services and slices come by different watches.
-    std::thread::sleep(std::time::Duration::from_millis(50));
+/// Waits until all that was applied is in the rules: each watch tells its changes in order, and the last of both
+/// together make an endpoint that wasn't there before.
+pub fn settle(api: &Api, local: &watch::Receiver<BTreeSet<IpAddr>>, turn: u8) {
+    let address = IpAddr::from([10, 245, 0, turn]);
+    let name = format!("marker-{turn}");
+    api.apply(json!({
+        "kind": "Service", "metadata": { "namespace": "default", "name": name },
+        "spec": { "clusterIP": format!("10.96.99.{turn}"), "ports": [{ "name": "http", "port": 80 }] }
+    }));
+    let mut slice = slice_of(
+        false,
+        vec![json!({ "addresses": [address.to_string()], "nodeName": "node" })],
+    );
+    slice["metadata"]["name"] = name.clone().into();
+    slice["metadata"]["labels"]["kubernetes.io/service-name"] = name.into();
+    api.apply(slice);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !local.borrow().contains(&address) {
+        assert!(Instant::now() < deadline, "the rules don't follow");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

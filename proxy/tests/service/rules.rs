@@ -187,7 +187,7 @@ fn the_api_may_be_away_and_forget_versions() {
 }
 
 /// `count` Services with two endpoints each, as one proxy start.
-fn many(api: &Api, count: u32) {
+pub fn many(api: &Api, count: u32) {
     for index in 0..count {
         let [_, high, middle, low] = index.to_be_bytes();
         let name = format!("web-{index}");
@@ -313,7 +313,9 @@ fn after_thousands_of_random_changes_the_rules_are_as_if_made_anew() {
     let node = Namespace::new();
     let api = Api::default();
     many(&api, SERVICES);
-    let running = start(&api, &node, config());
+    let config = config();
+    let local = config.local_endpoints();
+    let running = start(&api, &node, config);
     let mut random = 0x2545_f491_4f6c_dd1du64;
     let mut draw = |below: u64| {
         random ^= random << 13;
@@ -344,16 +346,9 @@ fn after_thousands_of_random_changes_the_rules_are_as_if_made_anew() {
             api.apply(merged(service(&format!("10.96.0.{index}")), spec));
         }
     }
-    let marker = merged(
-        service("10.96.99.9"),
-        json!({ "metadata": { "name": "marker" } }),
-    );
-    api.apply(marker);
-    running.wait_for(|progress| progress.services == SERVICES as usize + 1);
-    // The slices' watch may still have something to say.
-    std::thread::sleep(Duration::from_millis(200));
+    crate::random::settle(&api, &local, 1);
     running.stop().expect("stop");
-    let running = start(&api, &node, config());
+    let running = start(&api, &node, crate::config());
     assert_eq!(running.progress().last_changes, 0);
     assert_eq!(running.progress().failed_services, 0);
 }

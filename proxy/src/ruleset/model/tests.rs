@@ -1,5 +1,6 @@
 use super::*;
-use crate::service::Affinity;
+use crate::ruleset::Value;
+use crate::service::{Affinity, Frontend, Protocol};
 
 fn address(last: u16) -> SocketAddr {
     SocketAddr::from(([10, 0, (last >> 8) as u8, last as u8], 8080))
