@@ -54,3 +54,35 @@ pub async fn run(store: &dyn Store, policy: Policy, stop: CancellationToken) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::store::sqlite::Sqlite;
+
+    #[tokio::test]
+    async fn history_that_is_old_enough_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Sqlite::open(&folder.path().join("store.db")).unwrap());
+        let first = store.create("/a", Bytes::new()).await.unwrap();
+        let second = store.update("/a", Bytes::new(), first).await.unwrap();
+        let policy = Policy {
+            age: Duration::from_millis(20),
+            interval: Duration::from_millis(10),
+        };
+        let stop = CancellationToken::new();
+        let (running, stopped) = (store.clone(), stop.clone());
+        let task = tokio::spawn(async move { run(&*running, policy, stopped).await });
+        while store.oldest().await.unwrap() < second {
+            tokio::time::sleep(policy.interval).await;
+        }
+        stop.cancel();
+        task.await.unwrap();
+        assert!(store.watch("/", first).await.is_err());
+        assert!(store.get("/a").await.unwrap().is_some());
+    }
+}

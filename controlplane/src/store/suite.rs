@@ -28,7 +28,7 @@ fn bytes(text: &'static str) -> Bytes {
 async fn next_events(watch: &mut Watch, count: usize) -> Vec<Event> {
     let mut events = Vec::new();
     while events.len() < count {
-        let batch = tokio::time::timeout(std::time::Duration::from_secs(5), watch.next()).await;
+        let batch = tokio::time::timeout(std::time::Duration::from_secs(20), watch.next()).await;
         events.extend(
             batch
                 .expect("a batch in time")

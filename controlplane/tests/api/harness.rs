@@ -167,7 +167,7 @@ pub struct Events(std::pin::Pin<Box<dyn futures::Stream<Item = Value> + Send>>);
 
 impl Events {
     pub async fn next(&mut self) -> Option<Value> {
-        let next = tokio::time::timeout(std::time::Duration::from_secs(5), self.0.next());
+        let next = tokio::time::timeout(std::time::Duration::from_secs(20), self.0.next());
         next.await.expect("an event in time")
     }
 
