@@ -194,13 +194,8 @@ impl Store {
         }
     }
 
-    /// Holds an image's layers, for a container.
-    pub fn hold(&self, image: &ImageRecord) -> Hold {
-        self.hold_chains(&image.layers)
-    }
-
-    /// Holds layers by their chain ids, lowest first, for a container that the journal remembers.
-    pub fn hold_chains(&self, chains: &[Digest]) -> Hold {
+    /// Holds layers by their chain ids, for a container.
+    pub fn hold<'a>(&self, chains: impl IntoIterator<Item = &'a Digest>) -> Hold {
         let mut hold = Hold::new(&self.holders);
         for chain in chains {
             hold.add(chain);
@@ -208,22 +203,24 @@ impl Store {
         hold
     }
 
-    /// The folders to stack, topmost first, as overlayfs wants them. An image of no layers has one empty folder.
+    /// The folders to stack, topmost first, as overlayfs wants them, of layers by their chain ids. An image of no
+    /// layers has one empty folder. The layers must be held.
     ///
     /// # Errors
     /// [`Error::NotFound`] when a layer is gone.
-    pub fn directories(&self, hold: &Hold) -> Result<Vec<PathBuf>, Error> {
-        if hold.chains().is_empty() {
+    pub fn directories(&self, chains: &[Digest]) -> Result<Vec<PathBuf>, Error> {
+        if chains.is_empty() {
             return Ok(vec![self.layers_path().join("empty")]);
         }
         let find = |chain: &Digest| {
             self.layer_directory(chain)
                 .map(|number| self.layer_path(number))
         };
-        hold.chains()
+        let missing = |chain: &Digest| Error::NotFound(format!("layer {chain}"));
+        chains
             .iter()
             .rev()
-            .map(|chain| find(chain).ok_or_else(|| Error::NotFound(format!("layer {chain}"))))
+            .map(|chain| find(chain).ok_or_else(|| missing(chain)))
             .collect()
     }
 

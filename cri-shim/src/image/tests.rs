@@ -94,7 +94,7 @@ fn an_oci_archive_is_found_by_every_name_and_its_layers_are_stacked() {
     for name in ["example.com/app", "nosuch", "", "sha256:zz"] {
         assert!(matches!(store.get(name), Err(Error::NotFound(_))), "{name}");
     }
-    let directories = store.directories(&store.hold(&image)).unwrap();
+    let directories = store.directories(&image.layers).unwrap();
     assert!(directories[0].join("c").exists() && directories[2].join("a").exists());
     assert_eq!(
         std::fs::read_dir(root.path().join("images/ingest"))
@@ -121,7 +121,7 @@ fn a_shared_layer_is_unpacked_once_and_goes_with_its_last_user() {
     assert_eq!(layers(), 3);
     store.remove("one:1").unwrap();
     assert_eq!(layers(), 2);
-    let hold = store.hold(&store.get("two:1").unwrap());
+    let hold = store.hold(&store.get("two:1").unwrap().layers);
     store.remove("two:1").unwrap();
     assert_eq!(layers(), 2, "a container's layers stay");
     drop(hold);

@@ -15,10 +15,10 @@ use tonic::Status;
 
 use super::Error;
 use super::devices;
-use crate::image::{Hold, ImageRecord};
+use crate::image::ImageRecord;
 use crate::runtime::{Runtime, blocking};
 use crate::spec::{self, Accounts, Inputs};
-use crate::state::{Container, ContainerRecord, Sandbox, new_id, now_ns};
+use crate::state::{Container, ContainerRecord, ImageMount, Sandbox, new_id, now_ns};
 
 /// The specification's file in a container's folder.
 pub(super) const SPEC: &str = "config.json";
@@ -82,34 +82,73 @@ impl Runtime {
     fn write_container(
         &self,
         sandbox: &Sandbox,
-        config: ContainerConfig,
+        mut config: ContainerConfig,
     ) -> Result<Arc<Container>, Error> {
         let asked = config.image.clone().unwrap_or_default().image;
         let image = self.images.get(&asked)?;
-        let hold = self.images.hold(&image);
+        let image_mounts = self.image_mounts(&mut config)?;
+        let mounted = image_mounts.iter().flat_map(|mount| &mount.layers);
+        let hold = self.images.hold(image.layers.iter().chain(mounted));
+        for mount in &image_mounts {
+            // Whether there is such a part of the image is said now.
+            drop(self.mount_image(mount)?);
+        }
         let id = new_id();
         let folder = self.container_folder(&id);
         let made = self
-            .write_folder(&folder, sandbox, &config, &image, &hold, &id)
-            .and_then(|record| Ok(self.state.add_container(record, hold)?));
+            .write_folder(&folder, sandbox, config, &image, &id)
+            .and_then(|record| {
+                let record = ContainerRecord {
+                    image_mounts,
+                    ..record
+                };
+                Ok(self.state.add_container(record, hold)?)
+            });
         made.inspect_err(|_| {
             // Best effort: the next start removes folders of no container.
             let _ = std::fs::remove_dir_all(&folder);
         })
     }
 
+    /// The images that the request mounts; their ids are noted in it, for the container's status.
+    fn image_mounts(&self, config: &mut ContainerConfig) -> Result<Vec<ImageMount>, Error> {
+        let mut found = Vec::new();
+        for mount in &mut config.mounts {
+            let Some(asked) = mount.image.as_mut().filter(|image| !image.image.is_empty()) else {
+                continue;
+            };
+            if !mount.readonly {
+                return Err(Error::Invalid(
+                    "mounts.readonly: a mounted image can't be written to".into(),
+                ));
+            }
+            if !mount.host_path.is_empty() {
+                return Err(Error::Invalid(
+                    "mounts: an image and a host path exclude each other".into(),
+                ));
+            }
+            let image = self.images.get(&asked.image)?;
+            asked.image_ref = image.id.to_string();
+            found.push(ImageMount {
+                container_path: mount.container_path.clone(),
+                layers: image.layers.clone(),
+                sub_path: mount.image_sub_path.clone(),
+            });
+        }
+        Ok(found)
+    }
+
     fn write_folder(
         &self,
         folder: &Path,
         sandbox: &Sandbox,
-        config: &ContainerConfig,
+        config: ContainerConfig,
         image: &ImageRecord,
-        hold: &Hold,
         id: &str,
     ) -> Result<ContainerRecord, Error> {
         let image_config = &image.config.config;
-        let security = spec::security_of(config);
-        let layers = self.images.directories(hold)?;
+        let security = spec::security_of(&config);
+        let layers = self.images.directories(&image.layers)?;
         let user = read_accounts(&layers)?.resolve(&security, &image_config.user)?;
         let mounts = config
             .mounts
@@ -118,14 +157,14 @@ impl Runtime {
             .collect::<Result<Vec<_>, _>>()?;
         let cgroup = format!("{}/{id}", sandbox.record.cgroup);
         let specification = spec::container(Inputs {
-            config,
+            config: &config,
             sandbox: &sandbox.record.config,
             image: image_config,
             user: &user,
             files: &self.files(sandbox.id()).paths(),
             mounts: &mounts,
-            devices: devices::of(config, security.privileged)?,
-            seccomp: seccomp(config)?,
+            devices: devices::of(&config, security.privileged)?,
+            seccomp: seccomp(&config)?,
             cgroup: &cgroup,
             unified_cgroups: self.cgroups.unified(),
         })?;
@@ -142,12 +181,13 @@ impl Runtime {
                 .cloned()
                 .unwrap_or_else(|| image.id.to_string()),
             layers: image.layers.clone(),
+            image_mounts: Vec::new(),
             user,
-            stop_signal: stop_signal(config, &image_config.stop_signal)?,
+            stop_signal: stop_signal(&config, &image_config.stop_signal)?,
             created_at_ns: now_ns(),
             log_path: logged.then(|| Path::new(log_directory).join(&config.log_path)),
             cgroup,
-            config: config.clone(),
+            config,
         })
     }
 
@@ -201,14 +241,12 @@ fn stop_signal(config: &ContainerConfig, image: &str) -> Result<i32, Error> {
 
 /// Follows a mount's host path to what it leads to; a missing one becomes a folder, as in every runtime.
 fn resolve_mount(mount: &Mount) -> Result<Mount, Error> {
-    if mount
-        .image
-        .as_ref()
-        .is_some_and(|image| !image.image.is_empty())
-    {
-        return Err(Error::Unsupported(
-            "mounting an image is not supported yet".into(),
-        ));
+    if let Some(image) = mount.image.as_ref().filter(|image| !image.image.is_empty()) {
+        // It comes as a descriptor; the name is for whoever reads the specification.
+        return Ok(Mount {
+            host_path: image.image_ref.clone(),
+            ..mount.clone()
+        });
     }
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
         return Err(Error::Unsupported(

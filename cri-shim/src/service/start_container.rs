@@ -10,6 +10,7 @@ use cri_api::v1::{
 use linux::cgroup::Cgroup;
 use linux::namespace::{self, NamespaceKind};
 use oci_runtime::{LaunchPlan, LaunchResources, Rootfs};
+use rustix::fs::OFlags;
 use tonic::Status;
 
 use super::Error;
@@ -17,7 +18,7 @@ use crate::keeper::{KeeperError, LaunchReply, LaunchRequest};
 use crate::runtime::{Runtime, blocking};
 use crate::sandbox::Held;
 use crate::spec::{self, SHM, sandbox_namespaces_of};
-use crate::state::{Container, ContainerStatus, Launched, Sandbox, now_ns};
+use crate::state::{Container, ContainerStatus, ImageMount, Launched, Sandbox, now_ns};
 
 /// What upstream's runtimes report for a container whose program couldn't be started.
 const START_ERROR_CODE: i32 = 128;
@@ -170,6 +171,12 @@ impl Runtime {
             .map(|shm| (PathBuf::from(SHM), shm))
             .into_iter()
             .collect();
+        for mount in &record.image_mounts {
+            let target = spec::clean_path(&mount.container_path);
+            resources
+                .mounts
+                .push((target.into(), self.mount_image(mount)?));
+        }
         let (plan, fds) = oci_runtime::plan_launch(&specification, resources)?;
         Ok((plan, fds, memory_events))
     }
@@ -177,7 +184,7 @@ impl Runtime {
     /// The image's layers with the container's writable one on top, as a mount that nobody else sees.
     fn mount_rootfs(&self, container: &Container) -> Result<OwnedFd, Error> {
         let folder = self.container_folder(container.id());
-        let layers = container.with_layers(|hold| self.images.directories(hold))?;
+        let layers = self.images.directories(&container.record.layers)?;
         let lowers: Vec<&Path> = layers.iter().map(PathBuf::as_path).collect();
         let (upper, work) = (folder.join("fs"), folder.join("work"));
         Ok(linux::mount::overlay(linux::mount::Overlay {
@@ -185,6 +192,26 @@ impl Runtime {
             upper: Some((&upper, &work)),
             volatile: false,
         })?)
+    }
+
+    /// An image as a mount that nobody else sees and nobody can write to, or what of it is asked for.
+    pub(super) fn mount_image(&self, image: &ImageMount) -> Result<OwnedFd, Error> {
+        let mut layers = self.images.directories(&image.layers)?;
+        if let [_] = layers.as_slice() {
+            // One layer alone isn't an overlay.
+            layers.push(self.images.directories(&[])?.remove(0));
+        }
+        let lowers: Vec<&Path> = layers.iter().map(PathBuf::as_path).collect();
+        let whole = linux::mount::overlay(linux::mount::Overlay {
+            lowers: &lowers,
+            upper: None,
+            volatile: false,
+        })?;
+        if image.sub_path.is_empty() {
+            return Ok(whole);
+        }
+        let part = linux::path::open_in_root(&whole, Path::new(&image.sub_path), OFlags::PATH)?;
+        Ok(linux::mount::bind_fd(&part, false)?)
     }
 
     /// The pid namespace to join: the pod's, another container's, or none for one of its own or the host's.

@@ -159,7 +159,8 @@ fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
     mount
 }
 
-fn clean(path: &str) -> String {
+/// A path as it stands in the specification: absolute, without doubled slashes.
+pub fn clean(path: &str) -> String {
     let parts: Vec<&str> = path
         .split('/')
         .filter(|part| !matches!(*part, "" | "."))

@@ -32,6 +32,9 @@ pub struct ContainerRecord {
     pub image_ref: String,
     /// Its image's layers, lowest first.
     pub layers: Vec<Digest>,
+    /// The images that are mounted in it.
+    #[serde(default)]
+    pub image_mounts: Vec<ImageMount>,
     pub user: User,
     /// What StopContainer sends first.
     pub stop_signal: i32,
@@ -43,11 +46,29 @@ pub struct ContainerRecord {
 }
 
 impl ContainerRecord {
+    /// All the layers that it needs.
+    pub fn all_layers(&self) -> impl Iterator<Item = &Digest> {
+        self.layers
+            .iter()
+            .chain(self.image_mounts.iter().flat_map(|mount| &mount.layers))
+    }
+
     /// What a request is known by when it is repeated: the name within the sandbox and the attempt.
     pub fn key(sandbox_id: &str, config: &ContainerConfig) -> String {
         let metadata = config.metadata.clone().unwrap_or_default();
         format!("{sandbox_id}_{}_{}", metadata.name, metadata.attempt)
     }
+}
+
+/// An image mounted in a container (CRI `Mount.image`).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageMount {
+    /// Where, as the request's mount says it.
+    pub container_path: String,
+    /// The image's layers, lowest first.
+    pub layers: Vec<Digest>,
+    /// What of the image; all of it if empty.
+    pub sub_path: String,
 }
 
 /// What changes.
@@ -93,7 +114,7 @@ pub struct Container {
     pub record: ContainerRecord,
     /// Held by whoever starts or removes it.
     pub turn: tokio::sync::Mutex<()>,
-    /// Keeps its image's layers.
+    /// Keeps its layers.
     hold: Mutex<Hold>,
     pub(super) status: watch::Sender<ContainerStatus>,
     launched: Mutex<Option<Launched>>,
@@ -141,11 +162,6 @@ impl Container {
 
     pub fn set_launched(&self, launched: Option<Launched>) {
         *self.launched.lock().unwrap_or_else(PoisonError::into_inner) = launched;
-    }
-
-    /// Calls `with` with what keeps its image's layers.
-    pub fn with_layers<T>(&self, with: impl FnOnce(&Hold) -> T) -> T {
-        with(&self.hold.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Lets its image's layers go, once it has been removed.

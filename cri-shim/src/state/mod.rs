@@ -7,7 +7,7 @@ mod operations;
 mod sandbox;
 mod store;
 
-pub use container::{Container, ContainerRecord, ContainerStatus, Launched};
+pub use container::{Container, ContainerRecord, ContainerStatus, ImageMount, Launched};
 pub use events::Events;
 pub use operations::Operations;
 pub use sandbox::{Network, Phase, Sandbox, SandboxRecord, SandboxStatus};

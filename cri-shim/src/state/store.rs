@@ -51,7 +51,7 @@ impl State {
             journal.list(CONTAINER_RESOURCES)?.into_iter().collect();
         for (id, record) in journal.list::<ContainerRecord>(CONTAINER)? {
             if let Some(status) = statuses.remove(&id) {
-                let hold = images.hold_chains(&record.layers);
+                let hold = images.hold(record.all_layers());
                 let container = Container::new(record, status, hold, changed.remove(&id));
                 tables.containers.insert(id, Arc::new(container));
             }

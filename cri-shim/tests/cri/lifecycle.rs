@@ -564,3 +564,63 @@ async fn a_pod_of_the_hosts_namespaces_is_in_them() {
     node.remove_sandbox(&sandbox).await;
     node.shut_down();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_is_mounted_and_kept_while_it_is() {
+    let mut node = Node::start().await;
+    let config = node.sandbox_config("volumes");
+    let sandbox = node.run_sandbox(&config).await.unwrap();
+    let mount = |path: &str, part: &str, readonly: bool| Mount {
+        container_path: path.into(),
+        readonly,
+        image: Some(ImageSpec {
+            image: crate::node::IMAGE.into(),
+            ..Default::default()
+        }),
+        image_sub_path: part.into(),
+        ..Default::default()
+    };
+    let with = |name: &str, mounts: Vec<Mount>| ContainerConfig {
+        mounts,
+        ..script_config(name, "exec sleep 1000")
+    };
+    let wanted = vec![mount("/all", "", true), mount("/part", "etc", true)];
+    let id = node
+        .create(&sandbox, &config, with("main", wanted))
+        .await
+        .unwrap();
+    node.start_container(&id).await.unwrap();
+    assert!(
+        node.exec_text(&id, &applet(&["cat", "/all/etc/passwd", "/part/group"]))
+            .await
+            .contains("logs:x:50:web")
+    );
+    let write = node
+        .exec(&id, &["/bin/sh", "-c", "echo > /all/x"], 10)
+        .await
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&write.stderr).contains("Read-only"),
+        "{write:?}"
+    );
+    assert_eq!(
+        node.exec_text(&id, &["/all/bin/sh", "-c", "echo runs"])
+            .await,
+        "runs\n"
+    );
+    let status = node.status(&id).await;
+    assert_eq!(
+        status.mounts[0].image.as_ref().unwrap().image_ref,
+        status.image_id
+    );
+    for (name, wrong) in [
+        ("a", mount("/all", "nosuch", true)),
+        ("b", mount("/all", "", false)),
+    ] {
+        node.create(&sandbox, &config, with(name, vec![wrong]))
+            .await
+            .unwrap_err();
+    }
+    node.remove_sandbox(&sandbox).await;
+    node.shut_down();
+}
