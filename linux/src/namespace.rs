@@ -136,6 +136,14 @@ pub fn unshare(kinds: &[NamespaceKind]) -> Result<()> {
     Ok(())
 }
 
+/// Whether this process is in a user namespace other than the first: its root is then somebody else to the host, and
+/// may make no device nodes, for instance.
+pub fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let all: Vec<&str> = map.split_whitespace().collect();
+    !map.is_empty() && all != ["0", "0", "4294967295"]
+}
+
 /// A new user namespace with these maps (the text of `uid_map` and `gid_map`), in which nobody is: for id-mapped
 /// mounts and for pods whose processes join it. The caller may be threaded.
 ///

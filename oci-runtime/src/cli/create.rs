@@ -8,6 +8,7 @@ use crate::plan::{LaunchResources, Rootfs, apply_resources};
 use crate::state::{Container, ProcessStat, Record, StateError, write_whole};
 use crate::{launch, plan_launch, read_status};
 use linux::cgroup::{self, Cgroup, Hierarchies};
+use linux::namespace;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io::Read;
@@ -193,7 +194,7 @@ fn launch_into(
     let resources = LaunchResources {
         runtime_hooks: their_end,
         bundle: bundle.dir.clone(),
-        cgroup: Some(cgroup),
+        cgroup,
         gate,
         keep_keyring: args.no_new_keyring,
         preserve_fds: args.preserve_fds,
@@ -227,12 +228,24 @@ fn launch_into(
     Ok(launched)
 }
 
-fn prepare_cgroup(container: &Container, spec: &Spec) -> Result<Cgroup, Failure> {
+/// The container's cgroup with its limits; `None` for a user without rights to cgroups, whose containers go without.
+fn prepare_cgroup(container: &mut Container, spec: &Spec) -> Result<Option<Cgroup>, Failure> {
     let hierarchies = Arc::new(Hierarchies::discover()?);
     let cgroup = Cgroup::at(hierarchies, &container.record.cgroup_path)?;
-    cgroup.ensure()?;
+    match cgroup.ensure() {
+        Err(error)
+            if namespace::in_user_namespace()
+                && [libc::EACCES, libc::EPERM, libc::EROFS].contains(&error.errno) =>
+        {
+            tracing::warn!(%error, "the container gets no cgroup");
+            container.record.cgroup_path.clear();
+            container.save()?;
+            return Ok(None);
+        }
+        other => other?,
+    }
     apply_resources(&cgroup, spec)?;
-    Ok(cgroup)
+    Ok(Some(cgroup))
 }
 
 fn listen(container: &Container) -> Result<OwnedFd, Failure> {

@@ -9,7 +9,7 @@ use super::{CgroupPlan, DevicePlan, DeviceSource, FdList, LaunchPlan, NamespaceP
 use crate::error::{DuringPlan, Error};
 use linux::cgroup::Cgroup;
 use linux::mount::{self, Attributes, Propagation};
-use linux::namespace::NamespaceKind;
+use linux::namespace::{self, NamespaceKind};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -134,7 +134,7 @@ pub fn plan_launch(
         None
     };
     let plan = LaunchPlan {
-        devices: plan_devices(spec, linux, mapped, &mut fds)?,
+        devices: plan_devices(spec, linux, mapped || namespace::in_user_namespace(), &mut fds)?,
         cgroup: resources
             .cgroup
             .as_ref()

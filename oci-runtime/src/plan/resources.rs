@@ -23,9 +23,11 @@ pub fn apply_resources(cgroup: &Cgroup, spec: &Spec) -> Result<(), Error> {
     }
     let listed = resources.and_then(|resources| resources.devices().as_deref());
     let rules = device_rules(listed.unwrap_or_default())?;
-    cgroup
-        .set_devices(&rules)
-        .during(|| format!("limit devices of cgroup {}", cgroup.path()))
+    match cgroup.set_devices(&rules) {
+        // Root of a user namespace may load no program; and may make no device node to be kept from.
+        Err(error) if error.is(libc::EPERM) && linux::namespace::in_user_namespace() => Ok(()),
+        other => other.during(|| format!("limit devices of cgroup {}", cgroup.path())),
+    }
 }
 
 /// `linux.resources.devices`, after which come the devices that every container has (config-linux.md, "Default

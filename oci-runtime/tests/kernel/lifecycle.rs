@@ -265,3 +265,36 @@ fn a_hook_that_fails_or_hangs_ends_the_creation() {
         assert_eq!(cgroups_named(&bundle.id).len(), 0);
     }
 }
+
+#[test]
+fn inside_a_user_namespace_containers_go_without_a_cgroup() {
+    // As rootless podman calls it: root of a user namespace, and nobody to the host.
+    let mut bundle = Bundle::new("id -u; echo x >/dev/null && echo fine");
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/sys"));
+    bundle.command(&[]);
+    let script = format!(
+        "mkdir {0} && exec {1} --root {0} run {2}",
+        bundle.path("rootless").display(),
+        runtime(),
+        bundle.id
+    );
+    for path in ["", "rootfs"] {
+        std::os::unix::fs::chown(bundle.path(path), Some(100_000), Some(100_000)).unwrap();
+    }
+    let user = linux::namespace::user_with_mapping("0 100000 65536", "0 100000 65536").unwrap();
+    let user = format!(
+        "--user=/proc/{}/fd/{}",
+        std::process::id(),
+        std::os::fd::AsRawFd::as_raw_fd(&user)
+    );
+    let output = std::process::Command::new("nsenter")
+        .args([&user, "--setuid=0", "--setgid=0"])
+        .args(["unshare", "--mount", "--pid", "--fork", "sh", "-c", &script])
+        .current_dir(bundle.path(""))
+        .output()
+        .unwrap();
+    let ran = Ran::from(output);
+    assert_eq!(ran.stdout, "0\nfine\n", "{}", ran.stderr);
+    assert_eq!(ran.code, 0);
+}
