@@ -1,6 +1,7 @@
 //! A keeper in a directory of its own, with busybox containers, that leaves nothing behind.
 
 use cri_shim::keeper::{Client, Config, Exit, ExitStatus, Exits, LaunchReply, LaunchRequest};
+use linux::cgroup::Cgroup;
 use oci_runtime::{LaunchPlan, LaunchResources, Rootfs};
 use oci_spec::runtime::Spec;
 use std::os::fd::OwnedFd;
@@ -50,6 +51,12 @@ impl Node {
     pub fn plan_of(&self, id: &str, args: &[&str], terminal: bool) -> (LaunchPlan, Vec<OwnedFd>) {
         let resources = LaunchResources::new(id, Rootfs::Path(self.rootfs.clone()));
         oci_runtime::plan_launch(&spec(args, terminal), resources).unwrap()
+    }
+
+    pub fn plan_in(&self, id: &str, args: &[&str], cgroup: Cgroup) -> (LaunchPlan, Vec<OwnedFd>) {
+        let mut resources = LaunchResources::new(id, Rootfs::Path(self.rootfs.clone()));
+        resources.cgroup = Some(cgroup);
+        oci_runtime::plan_launch(&spec(args, false), resources).unwrap()
     }
 
     pub fn request(&self, id: &str, script: &str) -> LaunchRequest {
@@ -148,8 +155,8 @@ fn make_rootfs(rootfs: &Path) {
     }
     std::fs::copy("/bin/busybox", rootfs.join("bin/busybox")).expect("busybox-static is installed");
     for applet in [
-        "sh", "cat", "sleep", "seq", "echo", "true", "stty", "tty", "yes", "head", "printf", "id",
-        "ls",
+        "sh", "cat", "tail", "sleep", "seq", "echo", "true", "stty", "tty", "yes", "head",
+        "printf", "id", "ls",
     ] {
         std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
     }

@@ -241,3 +241,70 @@ async fn an_exec_has_its_own_streams_and_its_exit_code_is_told_once() {
         Err(KeeperError::WrongState { .. })
     ));
 }
+
+/// A cgroup of this test's own, which goes with it.
+struct TestCgroup(linux::cgroup::Cgroup);
+
+impl TestCgroup {
+    fn with_memory(name: &str, bytes: i64) -> TestCgroup {
+        let hierarchies = std::sync::Arc::new(linux::cgroup::Hierarchies::discover().unwrap());
+        let path = format!("/orlop-test-{}-{name}", std::process::id());
+        let cgroup = linux::cgroup::Cgroup::at(hierarchies, &path).unwrap();
+        cgroup.ensure().unwrap();
+        let resources = linux::cgroup::Resources {
+            memory_limit_bytes: Some(bytes),
+            ..Default::default()
+        };
+        cgroup.apply(&resources).unwrap();
+        TestCgroup(cgroup)
+    }
+}
+
+impl Drop for TestCgroup {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait_empty(PATIENCE);
+        self.0.delete().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_ran_out_of_memory_says_so_also_after_its_keeper_was_killed() {
+    let node = Node::start().await;
+    let mut exits = node.client.exits(0);
+    for kill_keeper in [false, true] {
+        let id = format!("hungry-{kill_keeper}");
+        let cgroup = TestCgroup::with_memory(&id, 16 << 20);
+        let script = "read go; tail /dev/zero; exit 1";
+        let (plan, fds) = node.plan_in(&id, &["/bin/sh", "-c", script], cgroup.0.clone());
+        let mut request = node.request_with(&id, plan, fds);
+        request.stdin = true;
+        request.memory_events = Some(cgroup.0.oom_counter().unwrap());
+        node.client.launch(&id, request).await.unwrap();
+        if kill_keeper {
+            kill(node.keeper_pid());
+        }
+        let attached = eventually_attached(&node, &id).await;
+        attached.write(b"go\n").await.unwrap();
+        let exit = next_exit(&mut exits).await;
+        assert_eq!(
+            (exit.id.as_str(), exit.oom),
+            (id.as_str(), true),
+            "{:?}",
+            exit.status
+        );
+    }
+}
+
+async fn eventually_attached(node: &Node, id: &str) -> cri_shim::keeper::AttachStreams {
+    for _ in 0..100 {
+        match node.client.attach(id).await {
+            Ok(attached) => return attached,
+            Err(KeeperError::Disconnected) => {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("no keeper came back")
+}
