@@ -49,10 +49,6 @@ fn one_endpoint_is_a_transaction_of_two_elements() {
     let running = start(&api, &node, config());
     let progress = running.after(|| api.apply(slice(&pods(4))));
     assert_eq!(progress.last_changes, 2, "the endpoint and its hairpin");
-    assert!(
-        progress.last_duration < Duration::from_millis(50),
-        "{progress:?}"
-    );
 }
 
 #[test]
