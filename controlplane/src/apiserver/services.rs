@@ -351,8 +351,10 @@ impl Desk<'_> {
             _ => false,
         };
         let mut by_port: HashMap<i64, u16> = HashMap::new();
-        for (index, port) in spec["ports"]
-            .as_array_mut()
+        // By `get_mut`: an index into an object makes the member that isn't there.
+        for (index, port) in spec
+            .get_mut("ports")
+            .and_then(Value::as_array_mut)
             .into_iter()
             .flatten()
             .enumerate()
@@ -465,7 +467,8 @@ fn take_over(new: &mut Value, old: &Value) {
     let had_ports = matches!(old["type"].as_str(), Some("NodePort" | "LoadBalancer"));
     let wants_ports = matches!(new["type"].as_str(), Some("NodePort" | "LoadBalancer"));
     let before = api::object::list(old, "/ports").to_vec();
-    for port in new["ports"].as_array_mut().into_iter().flatten() {
+    let ports = new.get_mut("ports").and_then(Value::as_array_mut);
+    for port in ports.into_iter().flatten() {
         let same = |o: &&Value| o["port"] == port["port"] && o["protocol"] == port["protocol"];
         let Some(old_port) = before.iter().find(same) else {
             continue;
