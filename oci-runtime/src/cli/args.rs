@@ -76,6 +76,16 @@ pub(super) enum Command {
     Resume { id: String },
     /// Change a container's limits
     Update(UpdateArgs),
+    /// Print a container's statistics as they change
+    Events {
+        /// Print them once
+        #[arg(long)]
+        stats: bool,
+        /// How often
+        #[arg(long, default_value = "5s")]
+        interval: String,
+        id: String,
+    },
     /// Write an example config.json
     Spec {
         #[arg(short, long)]

@@ -150,10 +150,7 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<(), Failu
     if names.is_empty() {
         return Ok(());
     }
-    let mut sets = process
-        .capabilities()
-        .clone()
-        .unwrap_or_default();
+    let mut sets = process.capabilities().clone().unwrap_or_default();
     for name in names {
         let bare = name.to_ascii_uppercase();
         let bare = bare.strip_prefix("CAP_").unwrap_or(&bare);

@@ -3,6 +3,7 @@
 mod args;
 mod console;
 mod create;
+mod events;
 mod exec;
 mod features;
 mod foreground;
@@ -119,6 +120,11 @@ fn run(context: &Context, command: Command) -> Outcome {
             id,
             ps_options,
         } => inspect::ps(context, &format, &id, &ps_options),
+        Command::Events {
+            stats,
+            interval,
+            id,
+        } => events::events(context, &id, stats, &interval),
         Command::Update(args) => update::update(context, &args),
         Command::Spec { bundle, rootless } => spec::spec(bundle.as_deref(), rootless),
         Command::Features => features::features(),

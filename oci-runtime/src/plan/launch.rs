@@ -134,7 +134,12 @@ pub fn plan_launch(
         None
     };
     let plan = LaunchPlan {
-        devices: plan_devices(spec, linux, mapped || namespace::in_user_namespace(), &mut fds)?,
+        devices: plan_devices(
+            spec,
+            linux,
+            mapped || namespace::in_user_namespace(),
+            &mut fds,
+        )?,
         cgroup: resources
             .cgroup
             .as_ref()

@@ -44,6 +44,9 @@ fn limits_are_in_the_cgroups_files() {
     assert_eq!(stats.memory_limit_bytes, Some(64 << 20));
     assert!(stats.pids >= Some(1), "{stats:?}");
     assert!(stats.cpu_usage_ns > Some(0), "{stats:?}");
+    let event = bundle.must(&["events", "--stats", &bundle.id]);
+    let event: serde_json::Value = serde_json::from_str(&event).unwrap();
+    assert_eq!(event["data"]["memory"]["usage"]["limit"], 64 << 20);
     bundle.must(&[
         "update",
         "--memory",
