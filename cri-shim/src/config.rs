@@ -37,6 +37,16 @@ pub struct Config {
     pub registry_hosts_dirs: Vec<PathBuf>,
 }
 
+impl Config {
+    /// Reads a configuration file; what it doesn't say stays as in [`Config::default`].
+    ///
+    /// # Errors
+    /// When it is not TOML, or has a key that is not one of this structure's.
+    pub fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
