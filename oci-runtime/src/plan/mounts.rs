@@ -298,8 +298,17 @@ fn plan_bind(
         }
     };
     if let Some((namespace, recursive)) = plan_idmap(position, spec, options, context)? {
-        mount::set_idmap(&detached, recursive, &namespace)
-            .during(|| format!("map ids of mount {}", destination.display()))?;
+        mount::set_idmap(&detached, recursive, &namespace).map_err(|error| match error.errno {
+            // The kernel's one word for "this file system can't" (tmpfs before Linux 6.3, many others).
+            libc::EINVAL => Error::unsupported(
+                format!("mounts[{position}]"),
+                format!("the file system of {} can't map ids", destination.display()),
+            ),
+            _ => Error::Kernel {
+                step: format!("map ids of mount {}", destination.display()),
+                cause: error,
+            },
+        })?;
     }
     let is_dir = linux::path::is_directory(&detached).during(|| "stat mount source")?;
     // The clone is a member of its source's peer group: what the container mounts must not reach the host.
