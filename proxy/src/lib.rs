@@ -13,6 +13,7 @@ mod dump;
 mod events;
 mod health;
 pub mod kube_proxy;
+mod leftovers;
 mod metrics;
 pub mod ruleset;
 pub mod service;
@@ -145,4 +146,15 @@ pub fn cleanup() -> Result<(), Error> {
     let mut socket =
         linux::nftables::Socket::open().map_err(|error| Error::Cleanup(error.into()))?;
     table::delete_tables(&mut socket).map_err(Error::Cleanup)
+}
+
+/// Deletes what a kube-proxy that ran on this node left in nf_tables, in any of its modes; what else it may have left
+/// is named in the log. Safe beside running Services of this proxy's.
+///
+/// # Errors
+/// [`Error::Cleanup`].
+pub fn cleanup_kube_proxy() -> Result<(), Error> {
+    let mut socket =
+        linux::nftables::Socket::open().map_err(|error| Error::Cleanup(error.into()))?;
+    leftovers::delete(&mut socket).map_err(Error::Cleanup)
 }

@@ -54,6 +54,20 @@ pub struct RuleDump {
 }
 
 impl RuleDump {
+    /// The chain that the rule jumps or goes to, if it does.
+    pub fn leads_to(&self) -> Option<&str> {
+        Attributes(&self.expressions).find_map(|(_, expression)| {
+            let expression = Attributes(expression);
+            let data = Attributes(
+                expression
+                    .find(2)
+                    .filter(|_| expression.find_str(1) == Some("immediate"))?,
+            );
+            let verdict = Attributes(Attributes(data.find(2)?).find(2)?);
+            verdict.find_str(2)
+        })
+    }
+
     /// Whether the kernel's rule does the same: each expression has all that ours states. (The kernel adds what it
     /// derives. A rule's nameless set is compared by its presence.)
     pub fn is_like(&self, rule: &Rule) -> bool {

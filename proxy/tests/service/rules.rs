@@ -5,7 +5,7 @@ use crate::{Api, config, merged, service, slice, start};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 fn pods(count: u8) -> Vec<IpAddr> {
     (1..=count)
@@ -386,4 +386,95 @@ fn the_nodes_own_endpoints_are_told_while_they_get_traffic() {
     assert_eq!(told(), ["10.244.0.2"]);
     running.after(|| api.delete("Service", "default", "web"));
     assert!(told().is_empty());
+}
+
+#[test]
+fn what_kube_proxy_left_is_deleted_and_nothing_else() {
+    let node = Namespace::new();
+    node.command(
+        "nft -f - <<'END'
+         table ip kube-proxy {
+             map service-ips { type ipv4_addr . inet_proto . inet_service : verdict; }
+             chain services { type nat hook prerouting priority -100; ip daddr . meta l4proto . th dport vmap @service-ips; }
+         }
+         table ip nat {
+             chain KUBE-SEP-X { tcp dport 80 dnat to 10.0.0.1:8080; }
+             chain KUBE-SVC-X { jump KUBE-SEP-X; }
+             chain KUBE-SERVICES { ip daddr 10.96.0.1 counter jump KUBE-SVC-X; }
+             chain KUBE-KUBELET-CANARY { }
+             chain MINE { accept; }
+             chain PREROUTING { type nat hook prerouting priority -100; counter jump KUBE-SERVICES; jump MINE; }
+         }
+         table ip6 kube-proxy { }
+         table ip other { chain KUBE-SERVICES { }; }
+END",
+    );
+    let api = Api::default();
+    api.apply(service("10.96.0.10"));
+    let _running = start(&api, &node, config());
+    node.run(|| proxy::cleanup_kube_proxy().expect("cleanup"));
+    let text = node.command("nft list ruleset");
+    assert!(
+        !text.contains("kube-proxy {")
+            && !text.contains("KUBE-SVC-X")
+            && !text.contains("KUBE-SEP-X"),
+        "{text}"
+    );
+    assert_eq!(
+        text.matches("KUBE-SERVICES").count(),
+        1,
+        "the one in another's table: {text}"
+    );
+    assert!(text.contains("KUBE-KUBELET-CANARY") && text.contains("jump MINE"));
+    assert!(list(&node, "ip").contains("10.96.0.10"));
+    node.run(|| proxy::cleanup_kube_proxy().expect("again"));
+}
+
+#[test]
+fn a_kube_proxy_that_runs_beside_is_no_hindrance() {
+    let node = Namespace::new();
+    node.command(
+        "nft 'table ip kube-proxy { chain services { type nat hook prerouting priority -100; }; \
+         chain mine { type nat hook output priority -100; }; }'",
+    );
+    let api = Api::default();
+    api.apply(service("10.96.0.10"));
+    api.apply(slice(&pods(2)));
+    let running = start(&api, &node, config());
+    running.after(|| api.apply(slice(&pods(3))));
+    running.stop().expect("stop");
+    node.run(|| proxy::cleanup().expect("cleanup"));
+    assert_eq!(
+        node.command("nft list tables").trim(),
+        "table ip kube-proxy",
+        "handed back"
+    );
+}
+
+#[test]
+fn changes_within_the_shortest_sync_period_are_joined() {
+    let node = Namespace::new();
+    let api = Api::default();
+    api.apply(service("10.96.0.10"));
+    api.apply(slice(&pods(1)));
+    let config = proxy::Config {
+        min_sync_period: std::time::Duration::from_secs(2),
+        ..config()
+    };
+    let local = config.local_endpoints();
+    let running = start(&api, &node, config);
+    let before = running.progress().transactions;
+    let begun = Instant::now();
+    for count in 2..60 {
+        api.apply(slice(&pods(count)));
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    crate::random::settle(&api, &local, 1);
+    let periods = begun.elapsed().as_secs() / 2 + 2;
+    let transactions = running.progress().transactions - before;
+    assert!(
+        transactions <= periods,
+        "{transactions} transactions in {periods} periods"
+    );
+    assert!(list(&node, "ip").contains("10.244.0.59 . 8080"));
 }

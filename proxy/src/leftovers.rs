@@ -1,0 +1,105 @@
+//! What a kube-proxy leaves behind when it ends: its own nftables table, or chains among others' in the tables that
+//! `iptables` keeps in nf_tables.
+
+use linux::nftables::{Batch, BatchError, Family, Socket, Table};
+use std::path::Path;
+
+/// kube-proxy's table in nftables mode.
+const TABLE: &str = "kube-proxy";
+/// Where `iptables` of the nf_tables kind has its chains.
+const IPTABLES_TABLES: [&str; 3] = ["nat", "filter", "mangle"];
+
+/// kube-proxy's chains in iptables and ipvs mode. The kubelet's own (`KUBE-FIREWALL`, `KUBE-KUBELET-CANARY`) aren't
+/// among them.
+const CHAINS: [&str; 14] = [
+    "KUBE-SERVICES",
+    "KUBE-EXTERNAL-SERVICES",
+    "KUBE-NODEPORTS",
+    "KUBE-FORWARD",
+    "KUBE-PROXY-FIREWALL",
+    "KUBE-PROXY-CANARY",
+    "KUBE-POSTROUTING",
+    "KUBE-MARK-MASQ",
+    "KUBE-LOAD-BALANCER",
+    "KUBE-NODE-PORT",
+    "KUBE-SOURCE-RANGES-FIREWALL",
+    "KUBE-IPVS-FILTER",
+    "KUBE-IPVS-OUT-FILTER",
+    "KUBE-MARK-DROP",
+];
+/// How the names of its chains for single Services and endpoints begin.
+const PREFIXES: [&str; 6] = [
+    "KUBE-SVC-",
+    "KUBE-SVL-",
+    "KUBE-EXT-",
+    "KUBE-SEP-",
+    "KUBE-FW-",
+    "KUBE-XLB-",
+];
+
+fn is_kube_proxys(chain: &str) -> bool {
+    CHAINS.contains(&chain) || PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
+}
+
+/// Deletes what it finds, each table in a transaction of its own. Connections that are established go on.
+///
+/// # Errors
+/// The kernel's; what was deleted before stays deleted.
+pub fn delete(socket: &mut Socket) -> Result<(), BatchError> {
+    for table in socket.tables()? {
+        if table.family == Family::Inet {
+            continue;
+        }
+        if table.name == TABLE {
+            let mut batch = Batch::new();
+            batch.delete_table(&table);
+            batch.commit(socket)?;
+        } else if IPTABLES_TABLES.contains(&table.name.as_str()) {
+            delete_chains(socket, &table)?;
+        }
+    }
+    warn_of_others();
+    Ok(())
+}
+
+fn delete_chains(socket: &mut Socket, table: &Table) -> Result<(), BatchError> {
+    let chains = socket.chains(table)?;
+    let ours: Vec<&str> = chains
+        .iter()
+        .map(|chain| chain.name.as_str())
+        .filter(|name| is_kube_proxys(name))
+        .collect();
+    if ours.is_empty() {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    for rule in socket.rules(table)? {
+        let leads_to_ours = rule.leads_to().is_some_and(is_kube_proxys);
+        if leads_to_ours && !is_kube_proxys(&rule.chain) {
+            batch.delete_rule(table, &rule.chain, rule.handle);
+        }
+    }
+    for chain in &ours {
+        batch.flush_chain(table, chain);
+    }
+    for chain in &ours {
+        batch.delete_chain(table, chain);
+    }
+    batch.commit(socket)
+}
+
+/// What netlink doesn't reach is named.
+fn warn_of_others() {
+    let holds =
+        |path: &str| std::fs::read_to_string(path).is_ok_and(|text| !text.trim().is_empty());
+    if holds("/proc/net/ip_tables_names") || holds("/proc/net/ip6_tables_names") {
+        tracing::warn!(
+            "this host has legacy iptables tables: kube-proxy's rules in them, if any, are left as they are"
+        );
+    }
+    if Path::new("/sys/class/net/kube-ipvs0").exists() {
+        tracing::warn!(
+            "kube-ipvs0 is left as it is: delete it, and clear ipvs, if kube-proxy made them"
+        );
+    }
+}
