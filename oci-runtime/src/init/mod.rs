@@ -14,7 +14,7 @@ use crate::plan::{CgroupPlan, ExecPlan, Fd, LaunchPlan, NamespacePlan, UserMappi
 use linux::namespace::{self, NamespaceKind};
 use linux::process::set_undumpable;
 use linux::{credential, keyring};
-use process::Labels;
+use process::Early;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -181,7 +181,7 @@ pub(crate) fn run_launch(
 ) -> Result<Infallible, LaunchError> {
     // Others in a pid namespace that this one joins must not get at it before its program runs.
     set_undumpable().step(|| "forbid tracing")?;
-    let labels = Labels::open(&plan.process)?;
+    let early = Early::open(&plan.process, fds)?;
     if plan.namespaces.has_user() {
         become_root(plan.process.groups.is_some())?;
     }
@@ -229,14 +229,7 @@ pub(crate) fn run_launch(
             "created",
         )
     };
-    process::become_program(
-        &plan.process,
-        stdio,
-        &labels,
-        gate,
-        before_program,
-        reporter,
-    )
+    process::become_program(&plan.process, stdio, &early, gate, before_program, reporter)
 }
 
 /// This process's pid in the mount namespace's procfs.
@@ -273,7 +266,7 @@ pub(crate) fn run_exec(
 ) -> Result<Infallible, LaunchError> {
     // The container's processes can see this one as soon as it is in their pid namespace (CVE-2016-9962).
     set_undumpable().step(|| "forbid tracing")?;
-    let labels = Labels::open(&plan.process)?;
+    let early = Early::open(&plan.process, fds)?;
     // The pid namespace was joined before the clone: for oneself it can't be.
     let kinds: Vec<_> = plan
         .kinds
@@ -292,7 +285,7 @@ pub(crate) fn run_exec(
     if let Some(name) = &plan.process.keyring {
         keyring::join_session(name).step(|| "join session keyring")?;
     }
-    process::become_program(&plan.process, stdio, &labels, None, || Ok(()), reporter)
+    process::become_program(&plan.process, stdio, &early, None, || Ok(()), reporter)
 }
 
 /// The container's root need not be its mount namespace's.

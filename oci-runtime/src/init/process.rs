@@ -1,13 +1,16 @@
 //! Becoming the program: limits, terminal, ids, capabilities, seccomp, `execve`.
 
-use super::{ChildStdio, Reporter, gate};
+use super::{ChildStdio, Fds, Reporter, gate, own_pid};
 use crate::error::{DuringLaunch, LaunchError};
 use crate::plan::ProcessPlan;
 use linux::{capability, credential, mount, process, rlimit, scheduling, seccomp, terminal};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Sets the limits that take the host's privileges.
@@ -23,15 +26,16 @@ pub(crate) fn set_limits(plan: &ProcessPlan) -> Result<(), LaunchError> {
         .try_for_each(|limit| rlimit::set(*limit).map(drop).step(|| "set resource limit"))
 }
 
-/// The files for security labels, opened before the process leaves the host's file systems: they are about this
-/// process, and the container's `/proc` need not be procfs.
-pub(super) struct Labels {
+/// What is opened or asked before the process leaves the host's file systems, since the container's `/proc` need not be
+/// procfs: the files for its security labels, and what a seccomp listener is told.
+pub(super) struct Early<'a> {
     apparmor: Option<OwnedFd>,
     selinux: Option<OwnedFd>,
+    notifier: Option<(BorrowedFd<'a>, Vec<u8>)>,
 }
 
-impl Labels {
-    pub(super) fn open(plan: &ProcessPlan) -> Result<Self, LaunchError> {
+impl<'a> Early<'a> {
+    pub(super) fn open(plan: &ProcessPlan, fds: Fds<'a>) -> Result<Self, LaunchError> {
         let open = |name: &str| {
             rustix::fs::open(
                 format!("/proc/self/attr/{name}"),
@@ -58,7 +62,26 @@ impl Labels {
             Some(_) => Some(open("exec").step(|| "prepare SELinux label")?),
             None => None,
         };
-        Ok(Labels { apparmor, selinux })
+        let listener = plan
+            .seccomp
+            .as_ref()
+            .and_then(|seccomp| seccomp.listener.as_ref());
+        let notifier = match listener {
+            Some(listener) => {
+                let mut state = listener.state.clone();
+                state["pid"] = serde_json::json!(own_pid());
+                if state["state"].get("pid").is_none() {
+                    state["state"]["pid"] = state["pid"].clone();
+                }
+                Some((fds.get(listener.socket)?, state.to_string().into_bytes()))
+            }
+            None => None,
+        };
+        Ok(Early {
+            apparmor,
+            selinux,
+            notifier,
+        })
     }
 }
 
@@ -80,7 +103,7 @@ fn set_oom_score_adj(value: i32) -> Result<(), LaunchError> {
 pub(super) fn become_program(
     plan: &ProcessPlan,
     stdio: &ChildStdio<'_>,
-    labels: &Labels,
+    early: &Early<'_>,
     gate: Option<BorrowedFd<'_>>,
     before_program: impl FnOnce() -> Result<(), LaunchError>,
     reporter: &mut Reporter,
@@ -96,7 +119,7 @@ pub(super) fn become_program(
     }
     before_program()?;
     set_scheduling(plan)?;
-    restrict(plan, labels)?;
+    restrict(plan, early)?;
     Err(program.exec(plan))
 }
 
@@ -165,15 +188,15 @@ fn path_is_null(stat: &rustix::fs::Stat) -> bool {
 
 /// Gives up privileges, in the one order that works: the bounding set needs CAP_SETPCAP, ids need CAP_SETUID, and
 /// seccomp without no_new_privs needs CAP_SYS_ADMIN.
-fn restrict(plan: &ProcessPlan, labels: &Labels) -> Result<(), LaunchError> {
+fn restrict(plan: &ProcessPlan, early: &Early<'_>) -> Result<(), LaunchError> {
     write_label(
-        labels.apparmor.as_ref(),
+        early.apparmor.as_ref(),
         plan.apparmor_profile.as_deref(),
         "exec ",
         "AppArmor profile",
     )?;
     write_label(
-        labels.selinux.as_ref(),
+        early.selinux.as_ref(),
         plan.selinux_label.as_deref(),
         "",
         "SELinux label",
@@ -181,7 +204,7 @@ fn restrict(plan: &ProcessPlan, labels: &Labels) -> Result<(), LaunchError> {
     if plan.no_new_privs {
         credential::set_no_new_privs().step(|| "set no_new_privs")?;
     } else {
-        load_seccomp(plan)?;
+        load_seccomp(plan, early)?;
     }
     capability::limit_bounding(plan.capabilities.bounding).step(|| "limit capabilities")?;
     credential::keep_capabilities(true).step(|| "keep capabilities")?;
@@ -194,7 +217,7 @@ fn restrict(plan: &ProcessPlan, labels: &Labels) -> Result<(), LaunchError> {
     capability::set_ambient(plan.capabilities.ambient).step(|| "set ambient capabilities")?;
     process::close_on_exec_from(3 + plan.preserve_fds).step(|| "close descriptors")?;
     if plan.no_new_privs {
-        load_seccomp(plan)?;
+        load_seccomp(plan, early)?;
     }
     Ok(())
 }
@@ -214,11 +237,28 @@ fn write_label(
         .step(|| format!("set {what}"))
 }
 
-fn load_seccomp(plan: &ProcessPlan) -> Result<(), LaunchError> {
-    if let Some(filter) = &plan.seccomp {
-        seccomp::load(&filter.program, filter.flags).step(|| "load seccomp filter")?;
-    }
-    Ok(())
+fn load_seccomp(plan: &ProcessPlan, early: &Early<'_>) -> Result<(), LaunchError> {
+    let Some(filter) = &plan.seccomp else {
+        return Ok(());
+    };
+    let listener = seccomp::load(&filter.program, filter.flags).step(|| "load seccomp filter")?;
+    let (Some(listener), Some((socket, state))) = (listener, &early.notifier) else {
+        return Ok(());
+    };
+    // At once: until the other side has it, every call that it is asked about waits.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [listener.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(state)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+    .map(drop)
+    .map_err(|errno| linux::Error::new("sendmsg", "", errno.raw_os_error()))
+    .step(|| "hand over the seccomp listener")
 }
 
 /// Changes to the working directory and makes sure that it is inside the container: through a descriptor of the host's

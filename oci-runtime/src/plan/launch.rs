@@ -7,6 +7,7 @@ use super::process::{plan_personality, plan_process};
 use super::scheduling::plan_memory_policy;
 use super::{CgroupPlan, DevicePlan, DeviceSource, FdList, LaunchPlan, NamespacePlan, RootfsPlan};
 use crate::error::{DuringPlan, Error};
+use crate::seccomp;
 use linux::cgroup::Cgroup;
 use linux::mount::{self, Attributes, Propagation};
 use linux::namespace::{self, NamespaceKind};
@@ -108,12 +109,13 @@ pub fn plan_launch(
     }
     refuse_unsupported(linux)?;
     let mapped = namespaces.has_user();
-    let mut process_plan = plan_process(
-        process,
-        (!resources.keep_keyring).then(|| format!("_ses.{}", resources.id)),
-        linux.seccomp().as_ref(),
-        mapped,
-    )?;
+    let mut process_plan = plan_process(process, mapped)?;
+    process_plan.keyring = (!resources.keep_keyring).then(|| format!("_ses.{}", resources.id));
+    if let Some(profile) = linux.seccomp() {
+        let mut state = hook_state(spec, &resources.id, &resources.bundle);
+        state["status"] = serde_json::json!("creating");
+        process_plan.seccomp = seccomp::plan(profile, &state, &mut fds)?;
+    }
     process_plan.preserve_fds = resources.preserve_fds;
     process_plan.scheduling.memory_policy = linux
         .memory_policy()

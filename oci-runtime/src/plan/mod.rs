@@ -18,8 +18,8 @@ pub use resources::{apply_resources, cgroup_resources};
 pub use types::{ExecPlan, LaunchPlan};
 
 pub(crate) use types::{
-    DevicePlan, DeviceSource, Fd, MountPlan, MountSource, NamespacePlan, ProcessPlan, RootfsPlan,
-    SeccompPlan, UserMapping,
+    DevicePlan, DeviceSource, Fd, ListenerPlan, MountPlan, MountSource, NamespacePlan, ProcessPlan,
+    RootfsPlan, SeccompPlan, UserMapping,
 };
 
 pub(crate) use hooks::{HookPlan, HooksPlan, hook_state, plan_hooks};

@@ -69,7 +69,11 @@ pub fn plan_exec(process: &Process, target: ExecTarget) -> Result<(ExecPlan, Vec
     linux::pidfd::send_signal(&target.pidfd, 0)
         .during(|| format!("find container's process {pid}"))?;
     let user_namespaced = kinds.contains(&NamespaceKind::User);
-    let mut plan = plan_process(process, None, target.seccomp.as_ref(), user_namespaced)?;
+    let state = serde_json::json!({"pid": pid, "status": "running"});
+    let mut plan = plan_process(process, user_namespaced)?;
+    if let Some(profile) = &target.seccomp {
+        plan.seccomp = seccomp::plan(profile, &state, &mut fds)?;
+    }
     plan.preserve_fds = target.preserve_fds;
     plan.scheduling = plan_scheduling(process, true)?;
     if user_namespaced && !setgroups_allowed(pid) {
@@ -101,13 +105,8 @@ fn setgroups_allowed(pid: i32) -> bool {
         .is_ok_and(|text| text.trim() == "allow")
 }
 
-/// Resolves a process; `keyring` is the name of a session keyring for it.
-pub(super) fn plan_process(
-    process: &Process,
-    keyring: Option<String>,
-    seccomp: Option<&LinuxSeccomp>,
-    user_namespaced: bool,
-) -> Result<ProcessPlan, Error> {
+/// Resolves a process, without what is a container's and not its own: seccomp, keyring, personality.
+pub(super) fn plan_process(process: &Process, user_namespaced: bool) -> Result<ProcessPlan, Error> {
     let args = process.args().clone().unwrap_or_default();
     if args.is_empty() {
         return Err(Error::spec("process.args", "is empty"));
@@ -151,7 +150,7 @@ pub(super) fn plan_process(
             limit_to_own(capabilities)
         },
         no_new_privs: process.no_new_privileges().unwrap_or(false),
-        seccomp: seccomp.map(seccomp::plan).transpose()?.flatten(),
+        seccomp: None,
         rlimits: plan_rlimits(process)?,
         scheduling: plan_scheduling(process, false)?,
         oom_score_adj: process.oom_score_adj(),
@@ -164,7 +163,7 @@ pub(super) fn plan_process(
             .clone()
             .filter(|label| !label.is_empty()),
         personality: None,
-        keyring,
+        keyring: None,
         preserve_fds: 0,
     })
 }

@@ -178,4 +178,12 @@ pub(crate) struct ProcessPlan {
 pub(crate) struct SeccompPlan {
     pub program: Program,
     pub flags: u32,
+    pub listener: Option<ListenerPlan>,
+}
+
+/// Who gets the listener's descriptor, and with which words: the container process state, but for its pid.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ListenerPlan {
+    pub socket: Fd,
+    pub state: serde_json::Value,
 }

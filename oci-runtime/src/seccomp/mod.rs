@@ -9,13 +9,15 @@ mod syscalls;
 pub use default_profile::default_profile;
 
 use crate::Error;
-use crate::plan::SeccompPlan;
+use crate::plan::{FdList, ListenerPlan, SeccompPlan};
 use compile::{Condition, Filter, Operator, Rules, compile};
 use linux::seccomp::flag;
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
     LinuxSeccompOperator, LinuxSyscall,
 };
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use syscalls::Architecture;
 
@@ -24,29 +26,13 @@ const ERRNO: u32 = 0x0005_0000;
 const LOG: u32 = 0x7ffc_0000;
 const ALLOW: u32 = 0x7fff_0000;
 
-/// Compiles a profile; `None` for one that allows everything.
-pub(crate) fn plan(profile: &LinuxSeccomp) -> Result<Option<SeccompPlan>, Error> {
-    let field = |name: &str| format!("linux.seccomp.{name}");
-    if profile.listener_path().is_some() {
-        return Err(Error::unsupported(
-            field("listenerPath"),
-            "a listener for SCMP_ACT_NOTIFY is not implemented",
-        ));
-    }
-    if let Some(rule) = profile
-        .syscalls()
-        .iter()
-        .flatten()
-        .find(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)
-    {
-        return Err(Error::spec(
-            field("syscalls"),
-            format!(
-                "SCMP_ACT_NOTIFY for {:?} without listenerPath",
-                rule.names()
-            ),
-        ));
-    }
+/// Compiles a profile; `None` for one that allows everything. `state` is the container's, for a listener.
+pub(crate) fn plan(
+    profile: &LinuxSeccomp,
+    state: &Value,
+    fds: &mut FdList,
+) -> Result<Option<SeccompPlan>, Error> {
+    let listener = plan_listener(profile, state, fds)?;
     if profile.default_action() == LinuxSeccompAction::ScmpActAllow
         && profile.syscalls().as_deref().unwrap_or_default().is_empty()
     {
@@ -59,9 +45,73 @@ pub(crate) fn plan(profile: &LinuxSeccomp) -> Result<Option<SeccompPlan>, Error>
             format!("compiles to {} instructions of 4096", too_long.0),
         )
     })?;
+    let mut flags = flags(profile);
+    if listener.is_some() {
+        flags |= flag::NEW_LISTENER;
+    }
     Ok(Some(SeccompPlan {
         program,
-        flags: flags(profile),
+        flags,
+        listener,
+    }))
+}
+
+/// Connects to whoever answers for SCMP_ACT_NOTIFY (config-linux.md, "Seccomp", and the container process state).
+fn plan_listener(
+    profile: &LinuxSeccomp,
+    state: &Value,
+    fds: &mut FdList,
+) -> Result<Option<ListenerPlan>, Error> {
+    let notifies: Vec<&String> = profile
+        .syscalls()
+        .iter()
+        .flatten()
+        .filter(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)
+        .flat_map(|rule| rule.names())
+        .collect();
+    if profile.default_action() == LinuxSeccompAction::ScmpActNotify
+        || notifies.iter().any(|name| *name == "sendmsg")
+    {
+        return Err(Error::spec(
+            "linux.seccomp",
+            "SCMP_ACT_NOTIFY for sendmsg, with which the listener is handed over",
+        ));
+    }
+    let Some(path) = profile
+        .listener_path()
+        .as_ref()
+        .filter(|_| !notifies.is_empty())
+    else {
+        return match notifies.first() {
+            None => Ok(None),
+            Some(name) => Err(Error::spec(
+                "linux.seccomp.listenerPath",
+                format!("is missing for SCMP_ACT_NOTIFY of {name}"),
+            )),
+        };
+    };
+    let failed = |operation, errno: rustix::io::Errno| Error::Kernel {
+        step: "connect to the seccomp listener".to_owned(),
+        cause: linux::Error::new(operation, path.display().to_string(), errno.raw_os_error()),
+    };
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|errno| failed("make socket for", errno))?;
+    let address = SocketAddrUnix::new(path).map_err(|errno| failed("name socket", errno))?;
+    rustix::net::connect(&socket, &address).map_err(|errno| failed("connect to", errno))?;
+    let state = json!({
+        "ociVersion": state.get("ociVersion"),
+        "fds": ["seccompFd"],
+        "metadata": profile.listener_metadata().as_deref().unwrap_or_default(),
+        "state": state,
+    });
+    Ok(Some(ListenerPlan {
+        socket: fds.push(socket),
+        state,
     }))
 }
 
@@ -202,7 +252,7 @@ pub(crate) fn features() -> serde_json::Value {
     serde_json::json!({
         "enabled": true,
         "actions": ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
-            "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP"],
+            "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP"],
         "operators": ["SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT",
             "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE"],
         "archs": ["SCMP_ARCH_AARCH64", "SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"],

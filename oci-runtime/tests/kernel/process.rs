@@ -248,3 +248,55 @@ fn scheduler_and_io_priority_are_the_specs() {
     assert_eq!(fields[16], "5", "nice: {out}");
     assert_eq!(fields[38], "3", "policy: {out}");
 }
+
+#[test]
+fn a_seccomp_listener_gets_its_descriptor_and_the_containers_state() {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+    let mut bundle = Bundle::new("mkdir /tmp/a; echo done");
+    let path = bundle.path("agent.sock");
+    let agent = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    bundle.linux()["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+        "listenerPath": path,
+        "listenerMetadata": "words",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}],
+    });
+    let id = bundle.id.clone();
+    let answer = std::thread::spawn(move || {
+        let (connection, _) = agent.accept().unwrap();
+        let mut bytes = vec![0; 65536];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
+        let count = rustix::net::recvmsg(
+            &connection,
+            &mut parts,
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+        .unwrap()
+        .bytes;
+        let fds: Vec<_> = control
+            .drain()
+            .filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(fds) => Some(fds.collect::<Vec<_>>()),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let state: serde_json::Value = serde_json::from_slice(&bytes[..count]).unwrap();
+        assert_eq!(state["fds"], json!(["seccompFd"]));
+        assert_eq!(state["metadata"], "words");
+        assert_eq!(state["state"]["id"], id);
+        assert!(state["pid"].as_i64().unwrap() > 1);
+        assert_eq!(fds.len(), 1);
+        // Dropped unanswered: the kernel then fails what waits with ENOSYS.
+    });
+    let ran = bundle.run();
+    answer.join().unwrap();
+    assert!(ran.stderr.contains("not implemented"), "{}", ran.stderr);
+    assert_eq!(ran.stdout, "done\n");
+    bundle.linux()["seccomp"]["syscalls"][0]["names"] = json!(["sendmsg"]);
+    assert!(bundle.run().stderr.contains("SCMP_ACT_NOTIFY for sendmsg"));
+}
