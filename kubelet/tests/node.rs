@@ -6,5 +6,7 @@ mod cluster;
 mod fake_cri;
 #[path = "node/lifecycle.rs"]
 mod lifecycle;
+#[path = "node/logs.rs"]
+mod logs;
 #[path = "node/restart.rs"]
 mod restart;

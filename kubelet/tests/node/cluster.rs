@@ -78,6 +78,21 @@ impl Cluster {
         config.cri_socket = self.path("cri.sock");
         config.static_pod_path = Some(self.path("manifests"));
         config.drain_on_shutdown = drain;
+        let address = Ipv4Addr::LOCALHOST.into();
+        let subject = controlplane::pki::Subject::kubelet_serving("node", &[address]);
+        let serving = self
+            .server
+            .pki()
+            .ensure("kubelet-serving", &subject)
+            .expect("a certificate");
+        config.server = Some(kubelet::ServerConfig {
+            address,
+            port: 0,
+            cert_pem: serving.certificate,
+            key_pem: serving.key,
+            client_ca_pem: self.server.pki().ca().to_owned(),
+            allowed_users: vec!["kube-apiserver-kubelet-client".to_owned()],
+        });
         let stop = CancellationToken::new();
         let (ready, mut is_ready) = tokio::sync::watch::channel(false);
         let client = self.server.client("system:node:node", &["system:nodes"]);
