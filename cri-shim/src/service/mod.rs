@@ -7,6 +7,7 @@ mod exec;
 mod exits;
 mod images;
 mod list;
+mod metrics;
 mod recover;
 mod remove_container;
 mod remove_pod_sandbox;

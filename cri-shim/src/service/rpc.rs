@@ -13,7 +13,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tonic::{Request, Response, Status};
 
-use super::Error;
+use super::{Error, metrics};
 use crate::runtime::Runtime;
 use crate::state::Events;
 
@@ -316,14 +316,17 @@ impl RuntimeService for Service {
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
-        Err(not_yet("list pod metrics"))
+        let pod_metrics = self.0.list_pod_sandbox_metrics().await?;
+        Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
-        Err(not_yet("list metric descriptors"))
+        Ok(Response::new(ListMetricDescriptorsResponse {
+            descriptors: metrics::descriptors(),
+        }))
     }
 
     type StreamPodSandboxesStream = Sent<StreamPodSandboxesResponse>;
@@ -386,7 +389,12 @@ impl RuntimeService for Service {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        Err(not_yet("list pod metrics"))
+        let items = self.0.list_pod_sandbox_metrics().await?;
+        Ok(pieces(items, |pod_sandbox_metrics| {
+            StreamPodSandboxMetricsResponse {
+                pod_sandbox_metrics,
+            }
+        }))
     }
 
     type GetContainerEventsStream = Sent<ContainerEventResponse>;

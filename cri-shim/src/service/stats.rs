@@ -11,6 +11,7 @@ use cri_api::v1::{
     UInt64Value,
 };
 use linux::cgroup::{Cgroup, Stats, StatsReader};
+use linux::netlink::{LinkStatistics, Netlink};
 
 use super::Error;
 use super::list::selects;
@@ -178,30 +179,27 @@ fn memory(stats: &Stats, timestamp: i64) -> MemoryUsage {
     }
 }
 
-/// The pod's traffic, as the host's end of its link counts it: what the host sends is what the pod receives.
-fn network(sandbox: &Sandbox, timestamp: i64) -> Option<NetworkUsage> {
+/// What the host's end of a pod's link has counted; `None` for a pod of the host's network.
+pub(super) fn link_statistics(sandbox: &Sandbox) -> Option<LinkStatistics> {
     let status = sandbox.status();
     let Network::Connected(result) = &status.network else {
         return None;
     };
-    let folder = Path::new("/sys/class/net")
-        .join(result.host_interface()?)
-        .join("statistics");
-    let counter = |name: &str| {
-        value(
-            std::fs::read_to_string(folder.join(name))
-                .ok()?
-                .trim()
-                .parse()
-                .ok(),
-        )
-    };
+    Netlink::open()
+        .ok()?
+        .link_statistics(result.host_interface()?)
+        .ok()?
+}
+
+/// The pod's traffic: what the host's end of its link sends is what the pod receives.
+fn network(sandbox: &Sandbox, timestamp: i64) -> Option<NetworkUsage> {
+    let link = link_statistics(sandbox)?;
     let interface = NetworkInterfaceUsage {
         name: "eth0".into(),
-        rx_bytes: counter("tx_bytes"),
-        rx_errors: counter("tx_errors"),
-        tx_bytes: counter("rx_bytes"),
-        tx_errors: counter("rx_errors"),
+        rx_bytes: value(Some(link.tx_bytes)),
+        rx_errors: value(Some(link.tx_errors)),
+        tx_bytes: value(Some(link.rx_bytes)),
+        tx_errors: value(Some(link.rx_errors)),
     };
     Some(NetworkUsage {
         timestamp,

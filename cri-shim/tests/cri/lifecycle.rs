@@ -624,3 +624,56 @@ async fn an_image_is_mounted_and_kept_while_it_is() {
     node.remove_sandbox(&sandbox).await;
     node.shut_down();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_metric_that_is_described_is_told_with_its_labels() {
+    let mut node = Node::start().await;
+    let config = node.sandbox_config("metrics");
+    let sandbox = node.run_sandbox(&config).await.unwrap();
+    node.run(&sandbox, &config, "main", "exec sleep 1000").await;
+    let described = node
+        .runtime
+        .list_metric_descriptors(ListMetricDescriptorsRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let told = node
+        .runtime
+        .list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let pod = told
+        .pod_metrics
+        .iter()
+        .find(|pod| pod.pod_sandbox_id == sandbox)
+        .unwrap();
+    let metrics = || pod.metrics.iter().chain(&pod.container_metrics[0].metrics);
+    // A host's block devices may not be counted.
+    let optional =
+        |name: &str| name.contains("blkio") || name.contains("reads") || name.contains("writes");
+    for descriptor in &described.descriptors {
+        match metrics().find(|metric| metric.name == descriptor.name) {
+            Some(metric) => assert_eq!(
+                metric.label_values.len(),
+                descriptor.label_keys.len(),
+                "{}",
+                descriptor.name
+            ),
+            None => assert!(optional(&descriptor.name), "{}", descriptor.name),
+        }
+    }
+    let value = |name: &str| {
+        metrics()
+            .find(|metric| metric.name == name)
+            .unwrap()
+            .value
+            .unwrap()
+            .value
+    };
+    assert_eq!(value("container_processes"), 1);
+    assert_eq!(value("container_spec_memory_limit_bytes"), 64 << 20);
+    assert!(value("container_memory_usage_bytes") > 0);
+    node.remove_sandbox(&sandbox).await;
+    node.shut_down();
+}
