@@ -8,12 +8,16 @@ use std::collections::BTreeMap;
 #[serde(rename_all = "camelCase", default)]
 pub struct Metadata {
     /// Its name.
+    #[serde(deserialize_with = "null_is_default")]
     pub name: String,
     /// Its namespace; empty for a Node.
+    #[serde(deserialize_with = "null_is_default")]
     pub namespace: String,
     /// Its version.
+    #[serde(deserialize_with = "null_is_default")]
     pub resource_version: String,
     /// Its labels.
+    #[serde(deserialize_with = "null_is_default")]
     pub labels: BTreeMap<String, String>,
     /// Set while it is being deleted.
     pub deletion_timestamp: Option<String>,
@@ -24,10 +28,13 @@ pub struct Metadata {
 #[serde(default)]
 pub struct Service {
     /// Who it is.
+    #[serde(deserialize_with = "null_is_default")]
     pub metadata: Metadata,
     /// What is wanted.
+    #[serde(deserialize_with = "null_is_default")]
     pub spec: ServiceSpec,
     /// What a cloud gave it.
+    #[serde(deserialize_with = "null_is_default")]
     pub status: ServiceStatus,
 }
 
@@ -36,21 +43,22 @@ pub struct Service {
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceSpec {
     /// ClusterIP, NodePort, LoadBalancer or ExternalName.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "null_is_default")]
     pub kind: String,
     /// The first of `cluster_ips`, or `None`.
-    #[serde(rename = "clusterIP")]
+    #[serde(rename = "clusterIP", deserialize_with = "null_is_default")]
     pub cluster_ip: String,
     /// One a family.
-    #[serde(rename = "clusterIPs")]
+    #[serde(rename = "clusterIPs", deserialize_with = "null_is_default")]
     pub cluster_ips: Vec<String>,
     /// IPv4, IPv6, or both.
+    #[serde(deserialize_with = "null_is_default")]
     pub ip_families: Vec<String>,
     /// Its ports.
-    #[serde(deserialize_with = "null_is_empty")]
+    #[serde(deserialize_with = "null_is_default")]
     pub ports: Vec<Port>,
     /// Addresses that reach this node by means of their own.
-    #[serde(rename = "externalIPs")]
+    #[serde(rename = "externalIPs", deserialize_with = "null_is_default")]
     pub external_ips: Vec<String>,
     /// Cluster or Local, for traffic from within.
     pub internal_traffic_policy: Option<String>,
@@ -61,8 +69,10 @@ pub struct ServiceSpec {
     /// For how long.
     pub session_affinity_config: Option<SessionAffinityConfig>,
     /// Where a load balancer asks whether this node has endpoints.
+    #[serde(deserialize_with = "null_is_default")]
     pub health_check_node_port: u16,
     /// Who may use the load balancer's address.
+    #[serde(deserialize_with = "null_is_default")]
     pub load_balancer_source_ranges: Vec<String>,
 }
 
@@ -71,12 +81,15 @@ pub struct ServiceSpec {
 #[serde(rename_all = "camelCase", default)]
 pub struct Port {
     /// Unique in the Service, empty if it is the only one.
+    #[serde(deserialize_with = "null_is_default")]
     pub name: String,
     /// TCP if not given.
     pub protocol: Option<String>,
     /// Where the Service listens.
+    #[serde(deserialize_with = "null_is_default")]
     pub port: u16,
     /// The same on every node; 0 if there is none.
+    #[serde(deserialize_with = "null_is_default")]
     pub node_port: u16,
 }
 
@@ -102,6 +115,7 @@ pub struct ClientIpConfig {
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceStatus {
     /// The load balancer's.
+    #[serde(deserialize_with = "null_is_default")]
     pub load_balancer: LoadBalancerStatus,
 }
 
@@ -110,7 +124,7 @@ pub struct ServiceStatus {
 #[serde(default)]
 pub struct LoadBalancerStatus {
     /// Its addresses.
-    #[serde(deserialize_with = "null_is_empty")]
+    #[serde(deserialize_with = "null_is_default")]
     pub ingress: Vec<Ingress>,
 }
 
@@ -119,6 +133,7 @@ pub struct LoadBalancerStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct Ingress {
     /// The address; empty if it is known by name only.
+    #[serde(deserialize_with = "null_is_default")]
     pub ip: String,
     /// VIP (packets keep the address) or Proxy (they come to a node's own).
     pub ip_mode: Option<String>,
@@ -129,14 +144,16 @@ pub struct Ingress {
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointSlice {
     /// Who it is.
+    #[serde(deserialize_with = "null_is_default")]
     pub metadata: Metadata,
     /// IPv4, IPv6 or FQDN.
+    #[serde(deserialize_with = "null_is_default")]
     pub address_type: String,
     /// The endpoints.
-    #[serde(deserialize_with = "null_is_empty")]
+    #[serde(deserialize_with = "null_is_default")]
     pub endpoints: Vec<Endpoint>,
     /// The ports that all of them have.
-    #[serde(deserialize_with = "null_is_empty")]
+    #[serde(deserialize_with = "null_is_default")]
     pub ports: Vec<EndpointPort>,
 }
 
@@ -145,8 +162,10 @@ pub struct EndpointSlice {
 #[serde(rename_all = "camelCase", default)]
 pub struct Endpoint {
     /// Of which the first counts.
+    #[serde(deserialize_with = "null_is_default")]
     pub addresses: Vec<String>,
     /// Its state.
+    #[serde(deserialize_with = "null_is_default")]
     pub conditions: Conditions,
     /// Which node and zone prefer it.
     pub hints: Option<Hints>,
@@ -171,8 +190,10 @@ pub struct Conditions {
 #[serde(rename_all = "camelCase", default)]
 pub struct Hints {
     /// Zones.
+    #[serde(deserialize_with = "null_is_default")]
     pub for_zones: Vec<Named>,
     /// Nodes.
+    #[serde(deserialize_with = "null_is_default")]
     pub for_nodes: Vec<Named>,
 }
 
@@ -181,6 +202,7 @@ pub struct Hints {
 #[serde(default)]
 pub struct Named {
     /// Its name.
+    #[serde(deserialize_with = "null_is_default")]
     pub name: String,
 }
 
@@ -201,10 +223,13 @@ pub struct EndpointPort {
 #[serde(default)]
 pub struct Node {
     /// Who it is.
+    #[serde(deserialize_with = "null_is_default")]
     pub metadata: Metadata,
     /// What is wanted.
+    #[serde(deserialize_with = "null_is_default")]
     pub spec: NodeSpec,
     /// What is seen.
+    #[serde(deserialize_with = "null_is_default")]
     pub status: NodeStatus,
 }
 
@@ -213,9 +238,10 @@ pub struct Node {
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeSpec {
     /// The pods' networks.
-    #[serde(rename = "podCIDRs")]
+    #[serde(rename = "podCIDRs", deserialize_with = "null_is_default")]
     pub pod_cidrs: Vec<String>,
     /// Why pods keep off.
+    #[serde(deserialize_with = "null_is_default")]
     pub taints: Vec<Taint>,
 }
 
@@ -224,6 +250,7 @@ pub struct NodeSpec {
 #[serde(default)]
 pub struct Taint {
     /// Its key.
+    #[serde(deserialize_with = "null_is_default")]
     pub key: String,
 }
 
@@ -232,6 +259,7 @@ pub struct Taint {
 #[serde(default)]
 pub struct NodeStatus {
     /// Its addresses.
+    #[serde(deserialize_with = "null_is_default")]
     pub addresses: Vec<NodeAddress>,
 }
 
@@ -240,16 +268,35 @@ pub struct NodeStatus {
 #[serde(default)]
 pub struct NodeAddress {
     /// InternalIP, ExternalIP, Hostname, …
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "null_is_default")]
     pub kind: String,
     /// The address.
+    #[serde(deserialize_with = "null_is_default")]
     pub address: String,
 }
 
-fn null_is_empty<'de, D, T>(from: D) -> Result<Vec<T>, D::Error>
+/// Go writes what is empty as nothing or as null.
+fn null_is_default<'de, D, T>(from: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
-    T: Deserialize<'de>,
+    T: Deserialize<'de> + Default,
 {
-    Ok(Option::<Vec<T>>::deserialize(from)?.unwrap_or_default())
+    Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_is_taken_for_nothing() {
+        let service = r#"{"metadata":{"name":"a","labels":null},"spec":{"ports":null,"clusterIPs":null,
+            "externalIPs":null},"status":{"loadBalancer":null}}"#;
+        assert!(serde_json::from_str::<Service>(service).is_ok());
+        let slice = r#"{"metadata":{"name":"a"},"endpoints":[{"addresses":null,"conditions":null,
+            "hints":{"forZones":null}}],"ports":null}"#;
+        assert!(serde_json::from_str::<EndpointSlice>(slice).is_ok());
+        let node = r#"{"metadata":{"name":"a"},"spec":{"taints":null,"podCIDRs":null},"status":{"addresses":null}}"#;
+        assert!(serde_json::from_str::<Node>(node).is_ok());
+    }
 }

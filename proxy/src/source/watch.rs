@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 const PAGE: usize = 500;
 const SHORTEST_DELAY: Duration = Duration::from_millis(200);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// A watch that lasted so long did its work.
+const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 const GONE: u16 = 410;
 
 #[derive(Debug, Deserialize)]
@@ -50,6 +52,7 @@ pub async fn follow<K: Followed>(
     let mut version: Option<String> = None;
     loop {
         let known = version.take();
+        let (watched, begun) = (known.is_some(), Instant::now());
         let end = match known {
             Some(version) => watch::<K>(&client, &path, &node, version, &to).await,
             None => list_to::<K>(&client, &path, &node, &to).await,
@@ -59,8 +62,11 @@ pub async fn follow<K: Followed>(
             Ok(End::Relist) => {}
             Ok(End::Resume(seen)) => {
                 version = Some(seen);
-                delay = SHORTEST_DELAY;
-                continue;
+                // A watch that ends at once, again and again, must not be begun again at once.
+                if !watched || begun.elapsed() > SHORTEST_WATCH {
+                    delay = SHORTEST_DELAY;
+                    continue;
+                }
             }
             Err((error, seen)) => {
                 tracing::warn!(kind = ?K::KIND, error = %describe(&error), "the API can't be followed; trying again");

@@ -462,3 +462,60 @@ fn node_ports_answer_on_the_nodes_primary_address_if_told_so() {
     });
     assert!(moved && lab.outside.ask(node(30080)).is_err());
 }
+
+/// One-to-one SCTP sockets, which are used as TCP's are.
+fn sctp_socket() -> std::os::fd::OwnedFd {
+    use rustix::net::{AddressFamily, SocketType, ipproto, socket};
+    socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::SCTP))
+        .expect("SCTP in the kernel")
+}
+
+#[test]
+#[ignore = "needs SCTP in the kernel: runs in the VM"]
+fn sctp_is_translated_and_refused_as_the_others() {
+    use std::io::{Read, Write};
+    let lab = Lab::new(2);
+    for pod in &lab.pods {
+        let name = pod.name.clone();
+        pod.namespace.spawn(move || {
+            let listener = sctp_socket();
+            let any = SocketAddr::from(([0, 0, 0, 0], 8080));
+            rustix::net::bind(&listener, &any).expect("bind");
+            rustix::net::listen(&listener, 8).expect("listen");
+            while let Ok(stream) = rustix::net::accept(&listener) {
+                let _ = std::fs::File::from(stream).write_all(name.as_bytes());
+            }
+        });
+    }
+    let api = Api::default();
+    api.apply(merged(
+        service(WEB),
+        json!({ "spec": { "ports": [{ "name": "sctp", "port": 80, "protocol": "SCTP" }] } }),
+    ));
+    let with = |addresses: &[IpAddr]| {
+        let mut slice = slice(addresses);
+        slice["ports"] = json!([{ "name": "sctp", "port": 8080, "protocol": "SCTP" }]);
+        slice
+    };
+    api.apply(with(&addresses(&lab)));
+    let running = start(&api, &lab.node, config());
+    let ask = |namespace: &crate::lab::Namespace| {
+        namespace.run(|| {
+            let socket = sctp_socket();
+            rustix::net::connect(&socket, &at(WEB, 80)).map_err(|error| error.to_string())?;
+            let mut answer = String::new();
+            std::fs::File::from(socket)
+                .read_to_string(&mut answer)
+                .map_err(|error| error.to_string())?;
+            Ok::<String, String>(answer)
+        })
+    };
+    for namespace in [&lab.node, &lab.pods[0].namespace] {
+        let seen: BTreeSet<String> = (0..20)
+            .map(|_| ask(namespace).expect("an answer"))
+            .collect();
+        assert_eq!(seen, BTreeSet::from(["pod0".to_owned(), "pod1".to_owned()]));
+    }
+    running.after(|| api.apply(with(&[])));
+    assert!(ask(&lab.node).is_err(), "refused");
+}
