@@ -60,20 +60,11 @@ pub fn manifest(name: &str, replicas: u32, words: &[&str]) -> String {
 /// The verbs, in an order in which each finds what it needs.
 pub fn scenarios() -> Vec<Scenario> {
     macro_rules! scenarios {
-        ($($name:literal => $test:ident),* $(,)?) => { vec![$(Scenario { name: concat!("kubectl-", $name), shares_cluster: true, run: |program| {
-            let mut cluster = CLUSTER.lock().map_err(|_| anyhow::anyhow!("an earlier scenario panicked"))?;
-            if cluster.is_none() {
-                let before = Snapshot::take();
-                let started = Cluster::start(program, "kubectl", false)?;
-                load_image(&started, program)?;
-                started.kubectl_with(&["apply", "-f", "-"], &manifest("web", 2, &["serve", "8080"]))?;
-                started.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
-                *cluster = Some((started, before));
-            }
-            let (running, _) = cluster.as_ref().context("the cluster is not running")?;
-            $test(running)?;
-            Ok(Outcome::Passed)
-        } }),*] };
+        ($($name:literal => $test:ident),* $(,)?) => { vec![$(Scenario {
+            name: concat!("kubectl-", $name),
+            shares_cluster: true,
+            run: |program| on_shared_cluster(program, $test),
+        }),*] };
     }
     scenarios! {
         "get" => get,
@@ -94,6 +85,30 @@ pub fn scenarios() -> Vec<Scenario> {
         "status" => status,
         "delete" => delete,
     }
+}
+
+/// Runs a scenario on the cluster that several share, started by the first of them.
+pub fn on_shared_cluster(
+    program: &Path,
+    test: fn(&Cluster) -> anyhow::Result<()>,
+) -> anyhow::Result<Outcome> {
+    let mut cluster = CLUSTER
+        .lock()
+        .map_err(|_| anyhow::anyhow!("an earlier scenario panicked"))?;
+    if cluster.is_none() {
+        let before = Snapshot::take();
+        let started = Cluster::start(program, "kubectl", false)?;
+        load_image(&started, program)?;
+        started.kubectl_with(
+            &["apply", "-f", "-"],
+            &manifest("web", 2, &["serve", "8080"]),
+        )?;
+        started.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+        *cluster = Some((started, before));
+    }
+    let (running, _) = cluster.as_ref().context("the cluster is not running")?;
+    test(running)?;
+    Ok(Outcome::Passed)
 }
 
 /// Whether the cluster that the verbs share was started and not stopped yet.
@@ -117,7 +132,8 @@ pub fn end() -> anyhow::Result<Outcome> {
     }
 }
 
-fn contains(text: &str, parts: &[&str]) -> anyhow::Result<()> {
+/// All of the parts are in the text, or the error shows it.
+pub fn contains(text: &str, parts: &[&str]) -> anyhow::Result<()> {
     for part in parts {
         ensure!(text.contains(part), "{part:?} is not in:\n{text}");
     }

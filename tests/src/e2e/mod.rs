@@ -1,6 +1,7 @@
 //! Scenarios with the real program on this host, each followed by the leak check.
 
 mod demo;
+mod features;
 mod kubectl;
 mod refusals;
 mod restart;
@@ -45,6 +46,7 @@ pub fn scenarios() -> Vec<Scenario> {
         },
     ];
     all.extend(kubectl::scenarios());
+    all.extend(features::scenarios());
     all.push(Scenario {
         name: "vm-demo",
         shares_cluster: false,
