@@ -200,6 +200,9 @@ fn prepare_folders(config: &Config) -> Result<(), Error> {
     make(config.root_dir.join("pods"), 0o750)?;
     make(config.pod_logs_dir.clone(), 0o755)?;
     make(config.container_logs_dir.clone(), 0o755)?;
+    if let Some(manifests) = config.static_pod_path.clone() {
+        make(manifests, 0o755)?;
+    }
     let volatile = config.volatile_dir();
     volumes::mount_shared_tmpfs(&volatile).map_err(failed(volatile.clone()))
 }

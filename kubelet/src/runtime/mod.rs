@@ -33,6 +33,14 @@ impl Error {
         self.status.message()
     }
 
+    /// A call whose task ended without an answer.
+    pub fn lost(call: &'static str, cause: &dyn std::fmt::Display) -> Self {
+        Self {
+            call,
+            status: Box::new(tonic::Status::internal(cause.to_string())),
+        }
+    }
+
     /// Whether the object that the call names doesn't exist.
     pub fn is_not_found(&self) -> bool {
         self.status.code() == tonic::Code::NotFound

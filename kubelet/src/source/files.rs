@@ -58,7 +58,6 @@ pub async fn follow_files(
 }
 
 fn watch(folder: &Path) -> std::io::Result<Inotify> {
-    std::fs::create_dir_all(folder)?;
     let inotify = Inotify::new()?;
     let flags = WatchFlags::CLOSE_WRITE
         | WatchFlags::MOVED_TO

@@ -99,11 +99,10 @@ fn without_instance(facts: &Facts, spec: &Spec, init: bool) -> ContainerStatus {
         name: spec.name.clone(),
         image: spec.image.clone().unwrap_or_default(),
         restart_count: before.map_or(0, |b| b.restart_count),
-        last_state: Some(
-            before
-                .and_then(|b| b.last_state.clone())
-                .unwrap_or_default(),
-        ),
+        last_state: Some(ContainerState {
+            terminated: before.and_then(last_end),
+            ..ContainerState::default()
+        }),
         state: Some(ContainerState {
             waiting: Some(waiting),
             ..ContainerState::default()
@@ -121,6 +120,16 @@ fn default_reason(facts: &Facts) -> &'static str {
     } else {
         "PodInitializing"
     }
+}
+
+/// How a container of which nothing is left ended last, as far as the API remembers.
+fn last_end(before: &ContainerStatus) -> Option<ContainerStateTerminated> {
+    let state = before.state.as_ref()?;
+    if state.running.is_some() {
+        return Some(lost());
+    }
+    let shown = state.terminated.clone();
+    shown.or_else(|| before.last_state.as_ref()?.terminated.clone())
 }
 
 fn lost() -> ContainerStateTerminated {

@@ -224,6 +224,23 @@ fn a_deleted_pod_ends_as_its_containers_did() {
 }
 
 #[test]
+fn a_container_that_the_runtime_lost_is_said_to_be_lost_and_the_pod_goes_on() {
+    let mut world = World::new(json!({"containers": [{"name": "a"}]})).with("a", 2, RUNNING);
+    world.before = world.status();
+    world.runtime.remove_container("a2");
+    let status = world.status();
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    let last = status.container_statuses.as_ref().expect("statuses")[0]
+        .last_state
+        .clone();
+    let last = last.and_then(|s| s.terminated).expect("an end");
+    assert_eq!(last.reason.as_deref(), Some("ContainerStatusUnknown"));
+    world.before = status;
+    let again = world.status();
+    assert_eq!(again.phase.as_deref(), Some("Running"));
+}
+
+#[test]
 fn an_unchanged_status_needs_no_patch() {
     let mut world = World::new(json!({"containers": [{"name": "a"}]})).with("a", 0, RUNNING);
     let status = world.status();

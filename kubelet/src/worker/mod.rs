@@ -22,6 +22,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use crate::ids::PodUid;
 use crate::objects::{Present, Reference};
@@ -74,6 +75,8 @@ pub struct Worker {
     volume_retry: Retry,
     sandbox_retry: Retry,
     kills: JoinSet<(String, bool)>,
+    /// Calls that make a sandbox: they are never abandoned.
+    sandbox_calls: TaskTracker,
     /// Back-offs that an event has told of: until when, by container.
     announced: HashMap<String, i64>,
     /// Containers whose preStop hook has begun.
@@ -130,6 +133,7 @@ impl Worker {
             volume_retry: Retry::default(),
             sandbox_retry: Retry::default(),
             kills: JoinSet::new(),
+            sandbox_calls: TaskTracker::new(),
             announced: HashMap::new(),
             pre_stopped: Arc::default(),
             shared,

@@ -89,6 +89,8 @@ impl Worker {
         let pod = self.desired.borrow().pod.clone();
         self.kills.abort_all();
         self.stop_with_grace(&pod).await;
+        self.sandbox_calls.close();
+        self.sandbox_calls.wait().await;
         let desired = self.desired.borrow_and_update().clone();
         let (pod, gone) = (desired.pod, desired.stop.is_some_and(|s| s.gone));
         let runtime = self.runtime(&pod);

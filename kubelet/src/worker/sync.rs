@@ -36,6 +36,11 @@ impl Worker {
         if self.finished {
             return None;
         }
+        if pod.is_terminal() {
+            // What its containers were is known, even if the runtime has forgotten them.
+            self.end(&pod).await;
+            return None;
+        }
         self.refer(&pod);
         for _ in 0..MAX_ROUNDS {
             let runtime = self.runtime(&pod);
@@ -43,7 +48,7 @@ impl Worker {
             let plan = plan(&pod, &runtime, &self.memory, now_ns());
             self.show(&pod, &runtime, &plan.backing_off, false);
             self.announce_backoffs(&pod, &plan);
-            if self.exceeded_deadline(&pod) || pod.is_terminal() || plan.end {
+            if self.exceeded_deadline(&pod) || plan.end {
                 self.end(&pod).await;
                 return None;
             }
@@ -135,11 +140,17 @@ impl Worker {
         };
         let stages = self.stages.clone();
         let uid = self.uid.clone();
-        let sandbox = stages.time("sandbox", async {
-            let id = shared.cri.run_pod_sandbox(request).await?;
-            shared.cache.refresh_sandbox(&uid, &id).await
+        let cri_side = shared.clone();
+        // A sandbox that nobody waited for would be nobody's: the call goes on when this is abandoned, and the
+        // pod's clean-up waits for it.
+        let making = self.sandbox_calls.spawn(async move {
+            let id = cri_side.cri.run_pod_sandbox(request).await?;
+            cri_side.cache.refresh_sandbox(&uid, &id).await
         });
+        let sandbox = stages.time("sandbox", making);
         let (made, volumes) = tokio::join!(sandbox, self.volumes(pod));
+        let made =
+            made.unwrap_or_else(|error| Err(crate::runtime::Error::lost("RunPodSandbox", &error)));
         match made {
             Ok(()) => {
                 self.sandbox_retry.succeeded();
