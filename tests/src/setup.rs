@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use crate::workspace::{run, show, tools};
 
 /// A program that a package brings, and the package.
-const PACKAGES: [(&str, &str); 10] = [
+const PACKAGES: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("ip", "iproute2"),
     ("conntrack", "conntrack"),
@@ -19,6 +19,10 @@ const PACKAGES: [(&str, &str); 10] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("strace", "strace"),
     ("umoci", "umoci"),
+    ("skopeo", "skopeo"),
+    ("docker-registry", "docker-registry"),
+    ("gcc", "gcc"),
+    ("script", "bsdutils"),
     ("busybox", "busybox-static"),
 ];
 /// Files that a package brings, where it brings no program.

@@ -117,9 +117,15 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
 /// None that a request can cause: the profile is a constant but for the capabilities.
 pub fn default_seccomp(security: &LinuxContainerSecurityContext) -> Result<LinuxSeccomp, Error> {
     let names = capabilities::effective(security);
-    let sets = names.iter().filter_map(|name| linux::capability::Set::named(name));
-    let set = sets.fold(linux::capability::Set::default(), linux::capability::Set::union);
-    oci_runtime::seccomp::default_profile(set).map_err(|error| Error::invalid("security_context.seccomp", error.to_string()))
+    let sets = names
+        .iter()
+        .filter_map(|name| linux::capability::Set::named(name));
+    let set = sets.fold(
+        linux::capability::Set::default(),
+        linux::capability::Set::union,
+    );
+    oci_runtime::seccomp::default_profile(set)
+        .map_err(|error| Error::invalid("security_context.seccomp", error.to_string()))
 }
 
 /// The request's security context; an absent one is an empty one.

@@ -16,10 +16,14 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 pub fn demo(program: &Path) -> anyhow::Result<Outcome> {
     let mut proved = 0;
     let machine = Machine::new().with_program("orlop", program);
-    let code = machine.run(&["env", "NO_COLOR=1", "orlop", "up", "--demo", "--exit"], TIMEOUT, |line| {
-        println!("     | {line}");
-        proved += usize::from(line.trim_start().starts_with("ok "));
-    })?;
+    let code = machine.run(
+        &["env", "NO_COLOR=1", "orlop", "up", "--demo", "--exit"],
+        TIMEOUT,
+        |line| {
+            println!("     | {line}");
+            proved += usize::from(line.trim_start().starts_with("ok "));
+        },
+    )?;
     ensure!(code == 0, "the demo ended with {code}");
     ensure!(proved >= 11, "only {proved} claims were proved");
     Ok(Outcome::Passed)

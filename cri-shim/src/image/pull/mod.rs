@@ -50,7 +50,11 @@ struct Fetched {
 impl Puller {
     /// Pulls into `store`; `hosts` are folders in the form of containerd's `certs.d`.
     pub fn new(store: Arc<Store>, hosts: Vec<PathBuf>) -> Self {
-        Self { store, hosts, downloads: Arc::default() }
+        Self {
+            store,
+            hosts,
+            downloads: Arc::default(),
+        }
     }
 
     /// Pulls an image and names it as it was asked for.
@@ -58,7 +62,11 @@ impl Puller {
     /// # Errors
     /// [`Error::Pull`] with what the last registry that was asked said; [`Error::Mismatch`] when content isn't what
     /// its digest says; else as an import.
-    pub async fn pull(&self, reference: &Reference, credentials: Credentials) -> Result<Imported, Error> {
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        credentials: Credentials,
+    ) -> Result<Imported, Error> {
         let registry = Registry::open(reference, credentials, &self.hosts)?;
         let top = fetch(&registry, &reference.version).await?;
         let mut names = Names::default();
@@ -68,27 +76,40 @@ impl Puller {
         }
         self.store.write_blob(&top.digest, &top.bytes)?;
         let manifest = descend(&registry, top.document).await?;
-        let described = manifest.config.ok_or_else(|| registry.failed("its manifest names no configuration"))?;
+        let described = manifest
+            .config
+            .ok_or_else(|| registry.failed("its manifest names no configuration"))?;
         let config_bytes = registry.blob_bytes(&described.digest).await?;
         let config: ImageConfig = parse("the image's configuration", &config_bytes)?;
         // Kept until the layers are recorded: until then another pull shares them.
         let downloads = self.downloads(&registry, &config, &manifest.layers);
         let sources = sources(&downloads, &manifest.layers);
-        let size_bytes = described.size + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
+        let size_bytes =
+            described.size + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
         let store = self.store.clone();
-        let installed =
-            tokio::task::spawn_blocking(move || store.install(&config_bytes, sources, names, size_bytes)).await;
+        let installed = tokio::task::spawn_blocking(move || {
+            store.install(&config_bytes, sources, names, size_bytes)
+        })
+        .await;
         drop(downloads);
         installed.map_err(|error| registry.failed(error.to_string()))?
     }
 
     /// Begins to fetch the layers that the store lacks.
-    fn downloads(&self, registry: &Registry, config: &ImageConfig, layers: &[Descriptor]) -> Vec<Arc<Download>> {
+    fn downloads(
+        &self,
+        registry: &Registry,
+        config: &ImageConfig,
+        layers: &[Descriptor],
+    ) -> Vec<Arc<Download>> {
         let chains = chain_ids(&config.rootfs.diff_ids);
         let begin = |(index, layer): (usize, &Descriptor)| {
             let download = self.downloads.of(registry, layer, self.store.ingest_path());
             // Looked for only now: a pull that has just let go of the same download has left the layer.
-            if chains.get(index).is_none_or(|chain| self.store.layer_directory(chain).is_none()) {
+            if chains
+                .get(index)
+                .is_none_or(|chain| self.store.layer_directory(chain).is_none())
+            {
                 download.begin();
             }
             download
@@ -102,7 +123,10 @@ fn sources(downloads: &[Arc<Download>], layers: &[Descriptor]) -> Vec<LayerSourc
     let source = |(download, layer): (&Arc<Download>, &Descriptor)| {
         let (download, runtime) = (download.clone(), tokio::runtime::Handle::current());
         let open = move || Ok(Box::new(runtime.block_on(download.file())?) as _);
-        LayerSource { blob: Some(layer.digest.clone()), open: Box::new(open) }
+        LayerSource {
+            blob: Some(layer.digest.clone()),
+            open: Box::new(open),
+        }
     };
     downloads.iter().zip(layers).map(source).collect()
 }
@@ -117,10 +141,18 @@ async fn fetch(registry: &Registry, version: &Version) -> Result<Fetched, Error>
     if let Version::Digest(wanted) = version
         && *wanted != digest
     {
-        return Err(Error::Mismatch { what: "a manifest".into(), wanted: wanted.clone(), found: digest });
+        return Err(Error::Mismatch {
+            what: "a manifest".into(),
+            wanted: wanted.clone(),
+            found: digest,
+        });
     }
     let document = parse("a manifest", &bytes)?;
-    Ok(Fetched { digest, bytes, document })
+    Ok(Fetched {
+        digest,
+        bytes,
+        document,
+    })
 }
 
 /// Follows an index down to the manifest for this machine.

@@ -4,6 +4,8 @@ mod image;
 mod objects;
 mod proof;
 mod reach;
+mod runtime;
+mod wait;
 
 pub use image::archive as image_archive;
 pub use proof::{apply, prove};

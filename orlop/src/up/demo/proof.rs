@@ -5,9 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use cri_api::v1 as cri;
-use futures::StreamExt;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -15,17 +14,16 @@ use kube::api::{
     AttachParams, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams,
 };
 use kube::core::{ApiResource, TypeMeta};
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use super::objects::{self, NAME, NAMESPACE};
 use super::reach;
+use super::runtime::{connect, kill};
+use super::wait::{PATIENCE, eventually, rolled_out, watch_until, watch_until_all};
 use crate::up::console::Console;
 
-/// The longest that any one claim may take to come true.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// A fair choice of three misses one of them in so many draws once in 10^17.
 const DRAWS: usize = 100;
 
@@ -100,134 +98,6 @@ pub async fn prove(
         "deleting it leaves nothing" => delete,
     }
     Ok(())
-}
-
-/// Waits until the Deployment has so many ready pods and no others, and lists them.
-async fn rolled_out(client: &Client, replicas: u32) -> anyhow::Result<Vec<Pod>> {
-    let wanted = i32::try_from(replicas)?;
-    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
-    let deployments: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
-    let waiting = watch_until(deployments, NAME, |deployment| {
-        let status = deployment.and_then(|deployment| deployment.status.as_ref());
-        status.is_some_and(|status| {
-            status.ready_replicas == Some(wanted) && status.replicas == Some(wanted)
-        })
-    });
-    if let Err(error) = waiting.await {
-        return Err(error.context(why_pods_wait(&pods).await));
-    }
-    let selector = ListParams::default().labels(&format!("app={NAME}"));
-    watch_until_all(&pods, "to end", |pods| {
-        pods.iter()
-            .all(|pod| pod.metadata.deletion_timestamp.is_none())
-    })
-    .await?;
-    Ok(pods.list(&selector).await?.items)
-}
-
-/// What the pods' own status says about why they don't run.
-async fn why_pods_wait(pods: &Api<Pod>) -> String {
-    let Ok(list) = pods
-        .list(&ListParams::default().labels(&format!("app={NAME}")))
-        .await
-    else {
-        return "the demo's pods are not ready".to_owned();
-    };
-    let mut lines = vec!["the demo's pods are not ready:".to_owned()];
-    for pod in list {
-        let status = pod.status.clone().unwrap_or_default();
-        let waiting = status
-            .container_statuses
-            .iter()
-            .flatten()
-            .filter_map(|c| c.state.as_ref()?.waiting.clone());
-        let waiting = waiting.map(|w| {
-            format!(
-                "{}: {}",
-                w.reason.unwrap_or_default(),
-                w.message.unwrap_or_default()
-            )
-        });
-        let untrue = status
-            .conditions
-            .iter()
-            .flatten()
-            .filter(|c| c.status != "True");
-        let untrue = untrue.map(|c| {
-            format!(
-                "not {}: {}",
-                c.type_,
-                c.message.clone().or(c.reason.clone()).unwrap_or_default()
-            )
-        });
-        let reasons: Vec<_> = waiting.chain(untrue).collect();
-        lines.push(format!(
-            "  {} is {}; {}",
-            pod.name_any(),
-            status.phase.unwrap_or_default(),
-            reasons.join("; ")
-        ));
-    }
-    lines.join("\n")
-}
-
-async fn watch_until<K>(
-    api: Api<K>,
-    name: &str,
-    mut holds: impl FnMut(Option<&K>) -> bool,
-) -> anyhow::Result<()>
-where
-    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-{
-    let states = watcher::watch_object(api, name);
-    futures::pin_mut!(states);
-    let waiting = async {
-        while let Some(state) = states.next().await {
-            // An interrupted watch resumes by itself.
-            if let Ok(state) = state
-                && holds(state.as_ref())
-            {
-                return true;
-            }
-        }
-        false
-    };
-    match tokio::time::timeout(PATIENCE, waiting).await {
-        Ok(true) => Ok(()),
-        Ok(false) => bail!("the watch of {name} ended"),
-        Err(_) => bail!("{name} did not get there in {PATIENCE:?}"),
-    }
-}
-
-/// Waits until `holds` is true of all of the demo's pods.
-async fn watch_until_all(
-    api: &Api<Pod>,
-    what: &str,
-    holds: impl Fn(&[Pod]) -> bool,
-) -> anyhow::Result<()> {
-    let selector = format!("app={NAME}");
-    let events =
-        watcher(api.clone(), watcher::Config::default().labels(&selector)).default_backoff();
-    futures::pin_mut!(events);
-    let waiting = async {
-        let mut listed = false;
-        while let Some(event) = events.next().await {
-            listed |= matches!(event, Ok(watcher::Event::InitDone));
-            if listed
-                && holds(
-                    &api.list(&ListParams::default().labels(&selector))
-                        .await?
-                        .items,
-                )
-            {
-                return Ok(());
-            }
-        }
-        bail!("the watch of pods ended")
-    };
-    tokio::time::timeout(PATIENCE, waiting)
-        .await
-        .with_context(|| format!("wait for pods {what}"))?
 }
 
 async fn addresses(client: &Client) -> anyhow::Result<(SocketAddr, SocketAddr)> {
@@ -565,49 +435,4 @@ impl Demo<'_> {
         })
         .await
     }
-}
-
-/// Tries until true: for what no watch tells.
-async fn eventually(
-    what: &str,
-    mut holds: impl AsyncFnMut() -> anyhow::Result<bool>,
-) -> anyhow::Result<()> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !holds().await? {
-        ensure!(
-            tokio::time::Instant::now() < deadline,
-            "not true in {PATIENCE:?}: {what}"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
-}
-
-type Runtime = cri::runtime_service_client::RuntimeServiceClient<tonic::transport::Channel>;
-
-async fn connect(socket: &Path) -> anyhow::Result<Runtime> {
-    let channel = crate::cri_client::connect(socket).await?;
-    Ok(cri::runtime_service_client::RuntimeServiceClient::new(
-        channel,
-    ))
-}
-
-/// Kills a container's first process from outside, as an administrator or the kernel might.
-async fn kill(socket: &Path, container_id: &str) -> anyhow::Result<()> {
-    let mut runtime = connect(socket).await?;
-    let request = cri::ContainerStatusRequest {
-        container_id: container_id.to_owned(),
-        verbose: true,
-    };
-    let info = runtime.container_status(request).await?.into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(
-        info.get("info")
-            .context("the runtime gives no information")?,
-    )?;
-    let pid = i32::try_from(info["pid"].as_i64().context("the runtime gives no pid")?)?;
-    let pid = rustix::process::Pid::from_raw(pid)
-        .filter(|pid| pid.as_raw_nonzero().get() > 1)
-        .context("the container has no process")?;
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL)
-        .with_context(|| format!("kill process {pid:?}"))
 }
