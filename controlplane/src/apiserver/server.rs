@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -42,6 +42,7 @@ struct Shared {
     pki: Pki,
     addresses: Vec<SocketAddr>,
     kubeconfig: PathBuf,
+    store_opened: Instant,
     tasks: TaskTracker,
 }
 
@@ -89,6 +90,7 @@ impl Server {
             })?;
         let (listeners, addresses) = bind(&config.listen).await?;
         let store = Arc::new(Sqlite::open(&root.join("store.db"))?);
+        let store_opened = Instant::now();
         let pki = Pki::open(&root.join("pki"))?;
         let advertised = config.advertise.unwrap_or_else(|| advertised(&addresses));
         let services = Services::new(config.service_cidrs.clone(), config.node_ports.clone());
@@ -168,6 +170,7 @@ impl Server {
                 pki,
                 addresses,
                 kubeconfig,
+                store_opened,
                 tasks,
             }),
         })
@@ -189,6 +192,11 @@ impl Server {
     /// Where HTTPS is served.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.shared.addresses
+    }
+
+    /// When the store was open, as a stage of the start.
+    pub fn store_opened(&self) -> Instant {
+        self.shared.store_opened
     }
 
     /// The administrator's kubeconfig, mode 0600.

@@ -345,7 +345,7 @@ fn start_container(
         })?;
         return Ok((launched, streams));
     }
-    let (inner, streams) = Streams::create_fifos(dir, io.stdin)?;
+    let (inner, streams) = Streams::create_fifos(dir, io.stdin, io.stdin_once)?;
     Ok((oci_runtime::launch(plan, fds, inner)?, streams))
 }
 

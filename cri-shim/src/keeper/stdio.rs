@@ -33,11 +33,15 @@ const STDERR: &str = "stderr";
 impl Streams {
     /// Makes the FIFOs of a new container in its directory `dir`, and opens both ends.
     ///
+    /// A standard input that never ends (not `stdin_once`) is open for writing in the container too: the end of the
+    /// keeper and the scribe must not look like its end. One that is to end can't be.
+    ///
     /// # Errors
     /// `mkfifoat`'s or `openat`'s.
     pub(crate) fn create_fifos(
         dir: BorrowedFd<'_>,
         stdin: bool,
+        stdin_once: bool,
     ) -> linux::Result<(Stdio, Streams)> {
         for name in [STDOUT, STDERR] {
             make_fifo(dir, name)?;
@@ -45,7 +49,12 @@ impl Streams {
         let (inner_stdin, stdin) = if stdin {
             make_fifo(dir, STDIN)?;
             let outer = open(dir, STDIN, OFlags::RDWR | OFlags::NONBLOCK)?;
-            (open(dir, STDIN, OFlags::RDONLY)?, Some(outer))
+            let inner = if stdin_once {
+                OFlags::RDONLY
+            } else {
+                OFlags::RDWR
+            };
+            (open(dir, STDIN, inner)?, Some(outer))
         } else {
             (null()?, None)
         };
@@ -167,7 +176,7 @@ mod tests {
     fn fifos(stdin: bool) -> (tempfile::TempDir, OwnedFd, Stdio, Streams) {
         let dir = tempfile::tempdir().unwrap();
         let fd: OwnedFd = std::fs::File::open(dir.path()).unwrap().into();
-        let (inner, outer) = Streams::create_fifos(fd.as_fd(), stdin).unwrap();
+        let (inner, outer) = Streams::create_fifos(fd.as_fd(), stdin, true).unwrap();
         (dir, fd, inner, outer)
     }
 

@@ -24,11 +24,14 @@ impl Console {
 
     /// A stage is complete.
     pub fn stage(&mut self, name: &str, detail: &str) {
-        self.last = Instant::now();
-        self.line(&format!(
-            "{:8.3} s  {name:<18} {detail}",
-            self.start.elapsed().as_secs_f64()
-        ));
+        self.stage_at(Instant::now(), name, detail);
+    }
+
+    /// A stage was complete at that time.
+    pub fn stage_at(&mut self, at: Instant, name: &str, detail: &str) {
+        self.last = at;
+        let seconds = at.saturating_duration_since(self.start).as_secs_f64();
+        self.line(format!("{seconds:8.3} s  {name:<18} {detail}"));
     }
 
     /// A title above what follows.
@@ -45,7 +48,7 @@ impl Console {
             Ok(detail) => (self.paint("ok  ", "32"), detail.clone()),
             Err(_) => (self.paint("FAIL", "31"), String::new()),
         };
-        self.line(&format!(
+        self.line(format!(
             "  {mark} {claim:<52} {:6.0} ms  {detail}",
             took.as_secs_f64() * 1000.0
         ));

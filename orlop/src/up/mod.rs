@@ -85,6 +85,12 @@ async fn cluster(
         (Ok(plane), Ok(runtime)) => (plane, runtime),
         (plane, runtime) => return undo(plane, runtime).await,
     };
+    let store = layout.root().join("store.db");
+    console.stage_at(
+        plane.server.store_opened(),
+        "store open",
+        &store.display().to_string(),
+    );
     console.stage("API ready", &format!("https://{}", reachable(&plane)));
     let started = start_node(options, layout, &plane, runtime, &name, addresses);
     let mut node = match started {
