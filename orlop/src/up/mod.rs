@@ -248,6 +248,7 @@ impl Signals {
 /// The root folder, and whether this run made it.
 struct Folder {
     path: PathBuf,
+    run: PathBuf,
     made: bool,
     lock: Lock,
 }
@@ -265,14 +266,27 @@ impl Folder {
             make.with_context(|| format!("create {}", folder.display()))?;
         }
         let lock = Lock::take(&layout.lock())?;
-        Ok(Self { path, made, lock })
+        Ok(Self {
+            path,
+            run: layout.run(),
+            made,
+            lock,
+        })
     }
 
     /// Removes what this run made, if it is not to be kept.
     fn close(self, remove: bool) -> anyhow::Result<()> {
         if remove && self.made {
-            fs::remove_dir_all(&self.path)
-                .with_context(|| format!("remove {}", self.path.display()))?;
+            for folder in [self.run.join("cri"), self.path.clone()] {
+                match fs::remove_dir_all(&folder) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(error).with_context(|| format!("remove {}", folder.display()));
+                    }
+                    _ => {}
+                }
+            }
+            // Others' state may be beside it: the folder stays then.
+            let _ = fs::remove_dir(&self.run);
         }
         drop(self.lock);
         Ok(())
