@@ -64,21 +64,9 @@ async fn until_signal<T>(
     work(stop).await
 }
 
-fn folder(layout: &Layout) -> anyhow::Result<Lock> {
-    use std::os::unix::fs::DirBuilderExt;
-    for folder in [layout.root(), &layout.run()] {
-        let make = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder);
-        make.with_context(|| format!("create {}", folder.display()))?;
-    }
-    Lock::take(&layout.lock())
-}
-
 async fn server(options: cli::Server) -> anyhow::Result<()> {
     let layout = Layout::new(&std::path::absolute(&options.root.root)?);
-    let _lock = folder(&layout)?;
+    let _lock = Lock::folders(&layout)?;
     let names = options
         .advertise_address
         .iter()
@@ -125,7 +113,7 @@ fn serving(tls: &cli::Tls) -> anyhow::Result<Option<Serving>> {
 
 async fn whole_node(options: cli::Node) -> anyhow::Result<()> {
     let layout = Layout::new(&std::path::absolute(&options.root.root)?);
-    let _lock = folder(&layout)?;
+    let _lock = Lock::folders(&layout)?;
     let (name, addresses) = address::identity(&options.this_node)?;
     let serving = serving(&options.tls)?;
     let runtime = Runtime::start(node::runtime_config(&layout)).await?;

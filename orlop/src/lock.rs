@@ -1,17 +1,29 @@
 //! One process a folder.
 
-use std::fs::{File, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+
+use crate::layout::Layout;
 
 /// Held as long as the process uses the folder; the kernel lets go when it ends, however it ends.
 pub struct Lock(#[expect(dead_code, reason = "held, not read")] File);
 
 impl Lock {
+    /// Makes the folders of `layout`, root's alone, and takes their lock.
+    pub fn folders(layout: &Layout) -> anyhow::Result<Self> {
+        for folder in [layout.root(), &layout.run()] {
+            let make = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+            make.with_context(|| format!("create {}", folder.display()))?;
+        }
+        Self::take(&layout.lock())
+    }
+
     /// Takes the lock, or says who has it.
-    pub fn take(path: &Path) -> anyhow::Result<Self> {
+    fn take(path: &Path) -> anyhow::Result<Self> {
         let open = File::options()
             .read(true)
             .write(true)

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use super::Context;
 use super::informer::Informer;
 use super::object::{
     EndpointSlice, Key, Node, Pod, Service, ServicePort, controller_reference, ignore_not_found,
-    is_code, path, revision,
+    is_code, path,
 };
+use super::own_writes::OwnWrites;
 use super::queue::Queue;
 
 const MANAGED_BY: &str = "endpointslice-controller.k8s.io";
@@ -25,7 +25,6 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
 const MOST_ENDPOINTS: usize = 100;
 const MOST_ADDRESSES_OF_ENDPOINTS: usize = 1000;
-const WRITE_SEEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// The EndpointSlice and Endpoints controller.
 pub struct Controller {
@@ -34,7 +33,7 @@ pub struct Controller {
     pods: Arc<Informer<Pod>>,
     slices: Arc<Informer<EndpointSlice>>,
     nodes: Arc<Informer<Node>>,
-    writes: Mutex<BTreeMap<Key, (u64, Instant)>>,
+    writes: OwnWrites,
     /// The Endpoints object last written for a Service, to write it only when it changes.
     endpoints: Mutex<BTreeMap<Key, Value>>,
 }
@@ -84,14 +83,14 @@ impl Controller {
             pods,
             slices,
             nodes,
-            writes: Mutex::default(),
+            writes: OwnWrites::default(),
             endpoints: Mutex::default(),
         }
     }
 
     /// Brings one Service's slices and Endpoints up to date.
     pub async fn reconcile(&self, key: Key) -> Result<Option<Duration>, kube::Error> {
-        if !self.is_current(&key) {
+        if !self.writes.are_in(&self.slices, &key) {
             return Ok(Some(Duration::from_millis(100)));
         }
         let mine = |slice: &EndpointSlice| {
@@ -108,6 +107,7 @@ impl Controller {
             for slice in &existing {
                 self.context.writer.delete(&**slice).await?;
             }
+            self.writes.forget(&key);
             // The Endpoints object names the Service as its owner: garbage collection takes it away.
             self.endpoints
                 .lock()
@@ -138,22 +138,6 @@ impl Controller {
         Ok(None)
     }
 
-    fn is_current(&self, key: &Key) -> bool {
-        let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
-        match writes.get(key) {
-            Some((revision, at))
-                if !self.slices.has_seen(*revision) && at.elapsed() < WRITE_SEEN_WITHIN =>
-            {
-                false
-            }
-            Some(_) => {
-                writes.remove(key);
-                true
-            }
-            None => true,
-        }
-    }
-
     async fn carry_out(&self, key: &Key, write: Write) -> Result<(), kube::Error> {
         let writer = &self.context.writer;
         let answer = match write {
@@ -170,8 +154,7 @@ impl Controller {
             Write::Delete(old) => writer.delete(&*old).await?,
         };
         if let Some(answer) = answer {
-            let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
-            writes.insert(key.clone(), (revision(&answer), Instant::now()));
+            self.writes.wrote(key.clone(), &answer);
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ pub(crate) mod informer;
 mod namespace;
 mod node;
 pub(crate) mod object;
+mod own_writes;
 mod pod_gc;
 pub(crate) mod queue;
 mod replicaset;

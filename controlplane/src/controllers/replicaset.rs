@@ -1,34 +1,31 @@
 //! ReplicaSets: as many pods as asked for, adopted, created or deleted.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use super::Context;
 use super::informer::Informer;
 use super::object::{
     Key, Pod, ReplicaSet, ReplicaSetStatus, controller_of, controller_reference, ignore_not_found,
-    is_code, revision,
+    is_code,
 };
+use super::own_writes::OwnWrites;
 use super::queue::Queue;
 
 /// Pods are created in rounds of 1, 2, 4, … so that a template that is always refused is tried few times.
 const FIRST_ROUND: usize = 1;
-/// Past this time a write that no watch brought is taken to be superseded.
-const WRITE_SEEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// The ReplicaSet controller.
 pub struct Controller {
     context: Context,
     sets: Arc<Informer<ReplicaSet>>,
     pods: Arc<Informer<Pod>>,
-    /// The last write to pods made for a set, until the local copy has it.
-    writes: Mutex<HashMap<Key, (u64, Instant)>>,
+    /// Of pods, for each set.
+    writes: OwnWrites,
 }
 
 impl Controller {
@@ -63,20 +60,17 @@ impl Controller {
             context,
             sets,
             pods,
-            writes: Mutex::default(),
+            writes: OwnWrites::default(),
         }
     }
 
     /// Brings one ReplicaSet's pods to their number, and its status up to date.
     pub async fn reconcile(&self, key: Key) -> Result<Option<Duration>, kube::Error> {
         let Some(set) = self.sets.get(&key) else {
-            self.writes
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&key);
+            self.writes.forget(&key);
             return Ok(None);
         };
-        if !self.is_current(&key) {
+        if !self.writes.are_in(&self.pods, &key) {
             return Ok(Some(Duration::from_millis(100)));
         }
         let pods = self.claim(&set).await?;
@@ -97,26 +91,8 @@ impl Controller {
         Ok(next_availability(&set, &active, now))
     }
 
-    fn is_current(&self, key: &Key) -> bool {
-        let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
-        match writes.get(key) {
-            Some((revision, at))
-                if !self.pods.has_seen(*revision) && at.elapsed() < WRITE_SEEN_WITHIN =>
-            {
-                false
-            }
-            Some(_) => {
-                writes.remove(key);
-                true
-            }
-            None => true,
-        }
-    }
-
     fn wrote(&self, set: &ReplicaSet, answer: &Value) {
-        let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = writes.entry(Key::of(set)).or_insert((0, Instant::now()));
-        *entry = (entry.0.max(revision(answer)), Instant::now());
+        self.writes.wrote(Key::of(set), answer);
     }
 
     /// The set's pods: those that name it as controller, and orphans that match, which it adopts.

@@ -255,17 +255,9 @@ struct Folder {
 
 impl Folder {
     fn open(layout: &Layout) -> anyhow::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
         let path = layout.root().to_owned();
         let made = !path.exists();
-        for folder in [&path, &layout.run()] {
-            let make = fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder);
-            make.with_context(|| format!("create {}", folder.display()))?;
-        }
-        let lock = Lock::take(&layout.lock())?;
+        let lock = Lock::folders(layout)?;
         Ok(Self {
             path,
             run: layout.run(),

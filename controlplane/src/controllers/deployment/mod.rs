@@ -6,19 +6,18 @@
 mod plan;
 mod status;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use super::Context;
 use super::informer::Informer;
 use super::object::{
     Deployment, Key, Pod, ReplicaSet, controller_of, controller_reference, ignore_not_found,
-    is_code, revision,
+    is_code,
 };
+use super::own_writes::OwnWrites;
 use super::queue::Queue;
 use plan::{Plan, Step};
 
@@ -26,7 +25,6 @@ use plan::{Plan, Step};
 pub const REVISION: &str = "deployment.kubernetes.io/revision";
 /// The label that tells the pods of one template from those of another.
 pub const TEMPLATE_HASH: &str = "pod-template-hash";
-const WRITE_SEEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// The Deployment controller.
 pub struct Controller {
@@ -34,7 +32,7 @@ pub struct Controller {
     deployments: Arc<Informer<Deployment>>,
     sets: Arc<Informer<ReplicaSet>>,
     pods: Arc<Informer<Pod>>,
-    writes: Mutex<HashMap<Key, (u64, Instant)>>,
+    writes: OwnWrites,
 }
 
 impl Controller {
@@ -89,20 +87,17 @@ impl Controller {
             deployments,
             sets,
             pods,
-            writes: Mutex::default(),
+            writes: OwnWrites::default(),
         }
     }
 
     /// Takes one Deployment a step further.
     pub async fn reconcile(&self, key: Key) -> Result<Option<Duration>, kube::Error> {
         let Some(deployment) = self.deployments.get(&key) else {
-            self.writes
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&key);
+            self.writes.forget(&key);
             return Ok(None);
         };
-        if !self.is_current(&key) {
+        if !self.writes.are_in(&self.sets, &key) {
             return Ok(Some(Duration::from_millis(100)));
         }
         let sets = self.claim(&deployment).await?;
@@ -116,28 +111,8 @@ impl Controller {
         self.write_status(&deployment, &sets, &plan).await
     }
 
-    fn is_current(&self, key: &Key) -> bool {
-        let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
-        match writes.get(key) {
-            Some((revision, at))
-                if !self.sets.has_seen(*revision) && at.elapsed() < WRITE_SEEN_WITHIN =>
-            {
-                false
-            }
-            Some(_) => {
-                writes.remove(key);
-                true
-            }
-            None => true,
-        }
-    }
-
     fn wrote(&self, deployment: &Deployment, answer: &Value) {
-        let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = writes
-            .entry(Key::of(deployment))
-            .or_insert((0, Instant::now()));
-        *entry = (entry.0.max(revision(answer)), Instant::now());
+        self.writes.wrote(Key::of(deployment), answer);
     }
 
     async fn claim(&self, deployment: &Deployment) -> Result<Vec<Arc<ReplicaSet>>, kube::Error> {
