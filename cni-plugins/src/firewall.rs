@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::Plugin;
 use crate::masquerade::TABLE;
+use crate::owned::name_key;
 use crate::protocol::{Error, NetResult, Request};
 
 pub const PLUGIN: Plugin = Plugin {
@@ -128,15 +129,6 @@ fn separate(socket: &mut Socket, family: Family, bridge: &str) -> Result<(), Err
     batch.add_element(&table, BRIDGES, &Element::key(&key));
     batch.add_element(&table, SAME, &Element::key(&[key, key].concat()));
     batch.commit(socket).map_err(failed)
-}
-
-/// A name as the kernel's sets hold it: 16 bytes, filled with zeros.
-fn name_key(name: &str) -> [u8; 16] {
-    let mut key = [0; 16];
-    key.iter_mut()
-        .zip(name.bytes())
-        .for_each(|(byte, letter)| *byte = letter);
-    key
 }
 
 fn check(request: &Request) -> Result<(), Error> {

@@ -22,6 +22,7 @@ mod loopback;
 mod masquerade;
 mod netns;
 mod network;
+mod owned;
 mod portmap;
 mod protocol;
 mod ptp;

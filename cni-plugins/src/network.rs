@@ -12,7 +12,7 @@ use std::path::Path;
 use linux::netlink::Netlink;
 
 use crate::protocol::{Error, all_of};
-use crate::{masquerade, portmap};
+use crate::{bridge, masquerade, portmap};
 
 /// Removes the network `name` on the bridge `bridge` with its leases in `lease_dir`, after all of its containers have
 /// been disconnected. Does nothing if nothing is left of it.
@@ -43,6 +43,7 @@ pub fn remove_network(name: &str, bridge: &str, lease_dir: &Path) -> Result<(), 
         outcomes.push(masquerade::remove(subnets));
         outcomes.push(netlink.delete_link(link.index).map_err(Error::from));
     }
+    outcomes.push(bridge::remove_unused_table());
     outcomes.push(portmap::remove_unused_tables());
     outcomes.push(remove_leases(&lease_dir.join(name)));
     all_of(outcomes)

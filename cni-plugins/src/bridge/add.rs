@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use linux::netlink::{BridgePort, Link, LinkChange, LinkKind, Netlink, NewLink, VethPeer};
 
 use super::config::Config;
-use super::{host, vlan};
+use super::{host, mac_spoof_check, vlan};
+use crate::owned::Owner;
 use crate::protocol::{Error, IpConfig, NetResult, Request, Route};
 use crate::{delegate, host_end, interface, masquerade, netns};
 
@@ -79,6 +80,7 @@ fn connect(
 ) -> Result<NetResult, Error> {
     if !config.has_ipam {
         let inner = finish_inside(request, config, netns, None)?;
+        check_sender(request, config, cable, &inner)?;
         return Ok(describe(
             request,
             bridge,
@@ -94,7 +96,9 @@ fn connect(
         }
         let gateways = plan_gateways(config, &mut addresses);
         prepare_host(config, host, bridge, &gateways, &addresses)?;
-        finish_inside(request, config, netns, Some(&addresses))
+        let inner = finish_inside(request, config, netns, Some(&addresses))?;
+        check_sender(request, config, cable, &inner)?;
+        Ok(inner)
     })();
     match done {
         Ok(inner) => Ok(describe(request, bridge, cable, inner, addresses)),
@@ -157,6 +161,21 @@ fn prepare_host(
         masquerade::ensure(result.ips.iter().map(|ip: &IpConfig| ip.address))?;
     }
     Ok(())
+}
+
+/// The last step that can fail: its elements appear together or not at all.
+fn check_sender(
+    request: &Request,
+    config: &Config,
+    cable: &Link,
+    inner: &Link,
+) -> Result<(), Error> {
+    match inner.mac {
+        Some(mac) if config.mac_spoof_check => {
+            mac_spoof_check::add(&Owner::of(request), &cable.name, mac)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Configures the container's interface and reports it.

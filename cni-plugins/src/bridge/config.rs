@@ -39,6 +39,8 @@ pub(super) struct Config {
     pub detect_duplicates: bool,
     /// The container's interface is left down.
     pub disable_container_interface: bool,
+    /// The container sends from its own hardware address only.
+    pub mac_spoof_check: bool,
     /// Containers can't reach one another on the link.
     pub isolated: bool,
     /// Addresses come from an address plugin.
@@ -109,9 +111,6 @@ impl Config {
                 "cannot set hairpin mode and promiscuous mode at the same time",
             ));
         }
-        if conf.macspoofchk {
-            return Err(Error::config("macspoofchk: not supported"));
-        }
         if let Some(backend) = conf
             .ip_masq_backend
             .as_deref()
@@ -141,6 +140,7 @@ impl Config {
             mac: conf.mac.read(request)?,
             detect_duplicates: conf.enabledad,
             disable_container_interface: conf.disable_container_interface,
+            mac_spoof_check: conf.macspoofchk,
             isolated: conf.port_isolation,
             has_ipam,
             bridge: conf.bridge,

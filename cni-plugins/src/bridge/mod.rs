@@ -3,6 +3,7 @@
 mod add;
 mod config;
 mod host;
+mod mac_spoof_check;
 mod vlan;
 
 #[cfg(test)]
@@ -10,9 +11,11 @@ mod tests;
 
 use linux::netlink::Netlink;
 
+use crate::owned::{self, Owner};
 use crate::protocol::{Error, Request, all_of};
 use crate::{Plugin, attach, delegate, host_end, interface, netns};
 use config::Config;
+pub use mac_spoof_check::remove_if_unused as remove_unused_table;
 
 pub const PLUGIN: Plugin = Plugin {
     name: "bridge",
@@ -39,11 +42,18 @@ fn del(request: &Request) -> Result<(), Error> {
             &host_end::name(&request.network, &request.attachment),
         )?,
     }
-    if config.has_ipam {
+    let unchecked = if config.mac_spoof_check {
+        let owner = Owner::of(request);
+        mac_spoof_check::remove(|other| *other == owner)
+    } else {
+        Ok(())
+    };
+    let given_back = if config.has_ipam {
         delegate::ipam_del(request)
     } else {
         Ok(())
-    }
+    };
+    all_of([unchecked, given_back])
 }
 
 fn delete_host_end(host: &mut Netlink, name: &str) -> Result<(), Error> {
@@ -73,7 +83,14 @@ fn check(request: &Request) -> Result<(), Error> {
             port.name, config.bridge
         )));
     }
-    attach::check_kind(request, "veth")
+    attach::check(request, |link| match link.mac {
+        _ if !link.is_kind("veth") => Err(Error::failed(format!(
+            "check {}: not of kind veth",
+            link.name
+        ))),
+        Some(mac) if config.mac_spoof_check => mac_spoof_check::check(&port.name, mac),
+        _ => Ok(()),
+    })
 }
 
 /// Cables whose attachment doesn't exist any more are cut, then their addresses are given back.
@@ -92,6 +109,9 @@ fn gc(request: &Request) -> Result<(), Error> {
                 outcomes.push(host.delete_link(port.index).map_err(Error::from));
             }
         }
+    }
+    if config.mac_spoof_check {
+        outcomes.push(mac_spoof_check::remove(owned::is_stale(request)));
     }
     outcomes.push(delegate::ipam_pass_on(request, "GC"));
     all_of(outcomes)

@@ -364,3 +364,58 @@ fn a_network_is_removed_when_nobody_is_connected_any_more() {
     });
     assert_eq!(String::from_utf8_lossy(&listed.stdout), "");
 }
+
+#[test]
+fn a_checked_pod_sends_from_its_own_hardware_address_only() {
+    let host = Host::new();
+    let mut config = host.bridge_config();
+    config["macspoofchk"] = json!(true);
+    let (a, b) = (Pod::new("a"), Pod::new("b"));
+    let result = host.call("ADD", &a, &config).expect("add");
+    host.call("ADD", &b, &config).expect("add");
+    let own = result["interfaces"][2]["mac"].as_str().expect("mac");
+    let send_as = |mac: &str| {
+        let mac = Some(mac.parse().expect("mac"));
+        a.inside(|| {
+            let mut inner = Netlink::open().expect("netlink");
+            let index = inner
+                .link_by_name("eth0")
+                .expect("get")
+                .expect("eth0")
+                .index;
+            let change = linux::netlink::LinkChange {
+                mac,
+                ..Default::default()
+            };
+            inner.change_link(index, &change).expect("change");
+        });
+        let gateway = "10.1.0.1:80".parse().expect("address");
+        connect(&a.netns, &host.netns, gateway).is_some()
+    };
+    assert!(send_as(own));
+    check(&host, &a, &config, &result).expect("check");
+    assert!(!send_as("0a:00:00:00:00:99"));
+    assert!(send_as(own));
+    let listed = |host: &Host| {
+        let nft = || {
+            std::process::Command::new("nft")
+                .args(["list", "table", "bridge", "orlop-cni"])
+                .output()
+        };
+        let output = host.inside(nft).expect("nft");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let rule = "iifname @checked-ports iifname . ether saddr != @port-addresses drop";
+    let text = listed(&host);
+    assert!(text.contains(rule) && text.contains(own), "{text}");
+
+    host.call("DEL", &a, &config).expect("del");
+    assert!(!listed(&host).contains(own));
+    config["cni.dev/valid-attachments"] = json!([]);
+    host.call_without_netns("GC", "", &config).expect("gc");
+    assert!(!listed(&host).contains("veth"), "{}", listed(&host));
+    host.call("DEL", &b, &config).expect("del");
+    host.inside(|| crate::remove_network("net", "br0", host.dir.path()))
+        .expect("remove");
+    assert_eq!(listed(&host), "");
+}

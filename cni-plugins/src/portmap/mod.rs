@@ -12,12 +12,14 @@ mod tests;
 use std::net::IpAddr;
 
 use linux::netlink::{Netlink, read_sysctl, write_sysctl};
-use linux::nftables::{Family, Socket};
+use linux::nftables::{Family, Socket, Table};
 
 use crate::Plugin;
+use crate::masquerade::TABLE;
+use crate::owned::{self, Owner};
 use crate::protocol::{Error, NetResult, Request, all_of};
 use config::{Config, Mapping};
-use table::{Forward, Owner, Sources};
+use table::{Forward, SETS, Sources};
 
 pub const PLUGIN: Plugin = Plugin {
     name: "portmap",
@@ -136,7 +138,13 @@ fn del(request: &Request) -> Result<(), Error> {
 }
 
 fn remove_all(socket: &mut Socket, owner: &Owner) -> Result<(), Error> {
-    all_of(FAMILIES.map(|family| table::remove(socket, family, |other| other == owner).map(drop)))
+    remove(socket, |other| other == owner)
+}
+
+fn remove(socket: &mut Socket, unwanted: impl Fn(&Owner) -> bool + Copy) -> Result<(), Error> {
+    all_of(FAMILIES.map(|family| {
+        owned::remove(socket, &Table::new(family, TABLE), &SETS, unwanted).map_err(table::failed)
+    }))
 }
 
 fn check(request: &Request) -> Result<(), Error> {
@@ -152,14 +160,8 @@ fn check(request: &Request) -> Result<(), Error> {
 }
 
 fn gc(request: &Request) -> Result<(), Error> {
-    let valid: Vec<Owner> = request
-        .valid_attachments
-        .iter()
-        .map(|attachment| Owner::new(&request.network, attachment))
-        .collect();
-    let stale = |owner: &Owner| owner.is_of(&request.network) && !valid.contains(owner);
     let mut socket = Socket::open().map_err(table::failed)?;
-    all_of(FAMILIES.map(|family| table::remove(&mut socket, family, stale).map(drop)))
+    remove(&mut socket, owned::is_stale(request))
 }
 
 fn status(request: &Request) -> Result<(), Error> {

@@ -10,7 +10,8 @@ use linux::nftables::{
 
 use super::config::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, Mapping};
 use crate::masquerade::{self, TABLE};
-use crate::protocol::{AttachmentKey, Error, Request};
+use crate::owned::{self, Owner, name_key};
+use crate::protocol::Error;
 
 /// Any of the host's addresses: protocol and port -> container's address and port.
 const PORTS: &str = "host-ports";
@@ -21,41 +22,12 @@ const HAIRPIN: &str = "hairpin";
 /// Bridge (twice), container's address, protocol and port: what turns around on the bridge has to look as if it came
 /// from the host too, or the answer goes past it. Only for a host whose bridges don't show packets to the IP layer.
 const TURNS: &str = "bridge-turns";
-const SETS: [&str; 4] = [PORTS, ADDRESS_PORTS, HAIRPIN, TURNS];
+pub(super) const SETS: [&str; 4] = [PORTS, ADDRESS_PORTS, HAIRPIN, TURNS];
 
 /// `NF_IP_PRI_RAW`, `NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`
 const RAW: i32 = -300;
 const DESTINATION_NAT: i32 = -100;
 const SOURCE_NAT: i32 = 100;
-
-/// Two processes may change the same maps at once; the later one's transaction is refused and made again.
-const ATTEMPTS: u32 = 5;
-
-/// Whose an element is: its comment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Owner(String);
-
-impl Owner {
-    pub fn of(request: &Request) -> Self {
-        Self::new(&request.network, &request.attachment)
-    }
-
-    /// The network comes last: comments are cut at 127 bytes, and ids may be long.
-    pub fn new(network: &str, attachment: &AttachmentKey) -> Self {
-        let mut text = format!(
-            "{} {} {network}",
-            attachment.container_id, attachment.ifname
-        );
-        text.truncate(COMMENT);
-        Self(text)
-    }
-
-    pub fn is_of(&self, network: &str) -> bool {
-        self.0.splitn(3, ' ').nth(2) == Some(network)
-    }
-}
-
-const COMMENT: usize = 127;
 
 /// One mapping in one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +77,7 @@ impl Forward {
     }
 
     fn turn(&self, bridge: &str) -> Vec<u8> {
-        let name = interface_key(bridge);
+        let name = name_key(bridge);
         let mut key = [name, name].concat();
         key.extend(octets(self.container.ip()));
         key.extend([self.protocol, 0, 0, 0]);
@@ -167,12 +139,12 @@ pub(super) fn insert(
         batch.tag(number as u32);
         let (map, key, value) = forward.element();
         let element = Element {
-            comment: Some(&owner.0),
+            comment: owner.comment(),
             ..Element::pair(&key, &value)
         };
         batch.add_element(&table, map, &element);
         let mut add = |set, key: &[u8]| {
-            let comment = Some(owner.0.as_str());
+            let comment = owner.comment();
             batch.add_element(
                 &table,
                 set,
@@ -210,7 +182,6 @@ pub(super) fn insert(
 }
 
 const EEXIST: i32 = nix::errno::Errno::EEXIST as i32;
-const ENOENT: i32 = nix::errno::Errno::ENOENT as i32;
 
 /// The chain whose presence says that all of it is there.
 const RULES: &str = "host-ports-forward";
@@ -291,46 +262,6 @@ fn chain(batch: &mut Batch, table: &Table, chain: &Chain, rules: &[Rule]) {
         .for_each(|rule| batch.add_rule(table, &chain.name, rule));
 }
 
-/// Removes every element whose owner is `unwanted`; says how many there were.
-///
-/// # Errors
-/// The kernel's. A table that isn't there is no error.
-pub(super) fn remove(
-    socket: &mut Socket,
-    family: Family,
-    unwanted: impl Fn(&Owner) -> bool,
-) -> Result<usize, Error> {
-    let table = Table::new(family, TABLE);
-    let mut attempt = 1;
-    loop {
-        let mut batch = Batch::new();
-        for set in SETS {
-            for element in elements(socket, &table, set)? {
-                if element
-                    .comment
-                    .is_some_and(|comment| unwanted(&Owner(comment)))
-                {
-                    batch.delete_element(&table, set, &Element::key(&element.key));
-                }
-            }
-        }
-        let count = batch.len();
-        if count == 0 {
-            return Ok(0);
-        }
-        match batch.commit(socket) {
-            Ok(()) => return Ok(count),
-            // Somebody else removed some of them in between.
-            Err(BatchError::Refused(refusals))
-                if attempt < ATTEMPTS && refusals.iter().any(|r| r.errno == ENOENT) =>
-            {
-                attempt += 1;
-            }
-            Err(cause) => return Err(failed(cause)),
-        }
-    }
-}
-
 /// Whether the mapping is there, and `owner`'s.
 ///
 /// # Errors
@@ -343,9 +274,14 @@ pub(super) fn contains(
     let (map, key, value) = forward.element();
     let table = Table::new(forward.family(), TABLE);
     let is_it = |element: &ElementDump| {
-        element.key == key && element.value == value && element.comment.as_deref() == Some(&owner.0)
+        element.key == key
+            && element.value == value
+            && element.comment.as_deref() == owner.comment()
     };
-    Ok(elements(socket, &table, map)?.iter().any(is_it))
+    Ok(owned::elements(socket, &table, map)
+        .map_err(failed)?
+        .iter()
+        .any(is_it))
 }
 
 /// Deletes the table if nothing in it is of use to anybody.
@@ -365,20 +301,16 @@ pub(super) fn remove_if_unused(socket: &mut Socket, family: Family) -> Result<()
         return Ok(());
     }
     for set in SETS {
-        if !elements(socket, &table, set)?.is_empty() {
+        if !owned::elements(socket, &table, set)
+            .map_err(failed)?
+            .is_empty()
+        {
             return Ok(());
         }
     }
     let mut batch = Batch::new();
     batch.delete_table(&table);
     batch.commit(socket).map_err(failed)
-}
-
-fn elements(socket: &mut Socket, table: &Table, set: &str) -> Result<Vec<ElementDump>, Error> {
-    match socket.elements(table, set) {
-        Err(cause) if cause.is(ENOENT) => Ok(Vec::new()),
-        other => other.map_err(failed),
-    }
 }
 
 /// UDP has no end of a connection: flows to the host's port that began before the mapping would go on to the host.
@@ -409,15 +341,6 @@ fn octets(ip: IpAddr) -> Vec<u8> {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     }
-}
-
-/// A name as the kernel's sets hold it: 16 bytes, filled with zeros.
-fn interface_key(name: &str) -> [u8; 16] {
-    let mut key = [0; 16];
-    key.iter_mut()
-        .zip(name.bytes())
-        .for_each(|(byte, letter)| *byte = letter);
-    key
 }
 
 fn padded_port(port: u16) -> [u8; 4] {

@@ -17,6 +17,8 @@ impl Register {
     }
 }
 
+/// `NFT_PAYLOAD_LL_HEADER`.
+pub const LINK_HEADER: u32 = 0;
 /// `NFT_PAYLOAD_NETWORK_HEADER`.
 pub const NETWORK_HEADER: u32 = 1;
 /// `NFT_PAYLOAD_TRANSPORT_HEADER`.

@@ -9,6 +9,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 /// the type of a set's key or of a map's value, as nft's `typeof` does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Field {
+    /// `ether saddr`, 6 bytes.
+    EtherSaddr,
     /// `ip saddr`.
     IpSaddr,
     /// `ip daddr`.
@@ -101,6 +103,7 @@ impl Field {
     pub fn size(self) -> usize {
         match self {
             Field::Ip6Saddr | Field::Ip6Daddr | Field::IifName | Field::OifName => 16,
+            Field::EtherSaddr => 6,
             Field::L4Proto => 1,
             Field::ThSport | Field::ThDport => 2,
             _ => 4,
@@ -112,6 +115,7 @@ impl Field {
         match self {
             Field::IpSaddr | Field::IpDaddr => 7,
             Field::Ip6Saddr | Field::Ip6Daddr => 8,
+            Field::EtherSaddr => 9,
             Field::L4Proto => 12,
             Field::ThSport | Field::ThDport => 13,
             Field::Mark | Field::CtMark => 19,
@@ -128,7 +132,7 @@ impl Field {
     pub(super) fn byte_order(self) -> u32 {
         match self {
             Field::IpSaddr | Field::IpDaddr | Field::Ip6Saddr | Field::Ip6Daddr => 2,
-            Field::ThSport | Field::ThDport => 2,
+            Field::ThSport | Field::ThDport | Field::EtherSaddr => 2,
             _ => 1,
         }
     }
@@ -140,6 +144,7 @@ impl Field {
         const META: u32 = 9;
         const NUMGEN: u32 = 0x17;
         match self {
+            Field::EtherSaddr => Some((PAYLOAD, vec![(0, 17), (1, 2)])),
             Field::IpSaddr => Some((PAYLOAD, vec![(0, 12), (1, 11)])),
             Field::IpDaddr => Some((PAYLOAD, vec![(0, 12), (1, 12)])),
             Field::Ip6Saddr => Some((PAYLOAD, vec![(0, 13), (1, 8)])),
@@ -173,6 +178,12 @@ impl Field {
             to,
         };
         match self {
+            Field::EtherSaddr => Expr::Payload {
+                base: super::expr::LINK_HEADER,
+                offset: 6,
+                length: 6,
+                to,
+            },
             Field::IpSaddr => network(12, 4),
             Field::IpDaddr => network(16, 4),
             Field::Ip6Saddr => network(8, 16),
@@ -229,6 +240,9 @@ impl Field {
                 .ok(),
             Field::Ip6Saddr | Field::Ip6Daddr => <[u8; 16]>::try_from(value)
                 .map(|v| Ipv6Addr::from(v).to_string())
+                .ok(),
+            Field::EtherSaddr => <[u8; 6]>::try_from(value)
+                .map(|v| v.map(|byte| format!("{byte:02x}")).join(":"))
                 .ok(),
             Field::L4Proto => value.first().map(|protocol| format_protocol(*protocol)),
             Field::ThSport | Field::ThDport => <[u8; 2]>::try_from(value)
@@ -308,6 +322,7 @@ fn format_mask(value: u32, names: &[&str]) -> String {
 impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Field::EtherSaddr => "ether saddr",
             Field::IpSaddr => "ip saddr",
             Field::IpDaddr => "ip daddr",
             Field::Ip6Saddr => "ip6 saddr",

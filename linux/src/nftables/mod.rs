@@ -54,13 +54,15 @@ pub enum Family {
     Inet = 1,
     /// IPv4.
     Ip = 2,
+    /// Frames that a bridge of this host passes on.
+    Bridge = 7,
     /// IPv6.
     Ip6 = 10,
 }
 
 impl Family {
     fn from_number(number: u8) -> Option<Family> {
-        [Family::Inet, Family::Ip, Family::Ip6]
+        [Family::Inet, Family::Ip, Family::Bridge, Family::Ip6]
             .into_iter()
             .find(|family| *family as u8 == number)
     }
@@ -71,6 +73,7 @@ impl fmt::Display for Family {
         f.write_str(match self {
             Family::Inet => "inet",
             Family::Ip => "ip",
+            Family::Bridge => "bridge",
             Family::Ip6 => "ip6",
         })
     }
