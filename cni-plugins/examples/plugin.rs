@@ -7,5 +7,8 @@ fn main() {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    std::process::exit(cni_plugins::main(&name));
+    std::process::exit(cni_plugins::main(
+        &name,
+        &std::env::args().skip(1).collect::<Vec<_>>(),
+    ));
 }

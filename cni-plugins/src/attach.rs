@@ -129,21 +129,18 @@ fn describe(request: &Request, link: &Link, addresses: NetResult) -> NetResult {
     }
 }
 
-/// DEL: the interface goes first, since an address is given back only when nobody can use it any more.
+/// DEL: the interface is deleted and its addresses are given back.
 ///
 /// # Errors
 /// The kernel's, the address plugin's.
 pub fn del(request: &Request) -> Result<(), Error> {
-    if let Some(netns) = netns::open_if_there(request)? {
-        let delete = !request.netns_ends();
-        netns::inside(&netns, |inner| {
-            interface::retire(inner, &request.attachment.ifname, delete)
-        })?;
-    }
-    match delegate::ipam_type(request) {
-        Some(_) => delegate::ipam_del(request),
+    let netns = netns::open_if_there(request)?;
+    delegate::ipam_del_and(request, || match netns {
+        Some(netns) => netns::inside(&netns, |inner| {
+            interface::retire(inner, &request.attachment.ifname, !request.netns_ends())
+        }),
         None => Ok(()),
-    }
+    })
 }
 
 /// CHECK: addresses, routes and hardware address are as the result says; `examine` looks at the rest.

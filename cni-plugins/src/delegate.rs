@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, env};
 
 use serde_json::Value;
 
-use crate::Output;
-use crate::protocol::{Error, NetResult, Request};
+use crate::protocol::{Error, NetResult, Request, all_of};
+use crate::{Output, dhcp};
 
 /// The type of the configuration's `ipam`; `None` if it has none.
 pub fn ipam_type(request: &Request) -> Option<&str> {
@@ -37,6 +37,23 @@ pub fn ipam_add(request: &Request) -> Result<NetResult, Error> {
 /// As [`ipam_add`].
 pub fn ipam_del(request: &Request) -> Result<(), Error> {
     ipam(request, "DEL").map(drop)
+}
+
+/// Takes the interface out of use by `retire` and gives its addresses back, if an address plugin gave them: after that,
+/// since an address is given back only when nobody can use it any more; or before, if the plugin needs the interface to
+/// do it.
+///
+/// # Errors
+/// `retire`'s, the address plugin's.
+pub fn ipam_del_and(
+    request: &Request,
+    retire: impl FnOnce() -> Result<(), Error>,
+) -> Result<(), Error> {
+    match ipam_type(request) {
+        None => retire(),
+        Some(dhcp::NAME) => all_of([ipam_del(request), retire()]),
+        Some(_) => retire().and_then(|()| ipam_del(request)),
+    }
 }
 
 /// Passes CHECK, GC or STATUS on to the address plugin, if there is one.

@@ -188,14 +188,12 @@ fn take_back(netns: &OwnedFd, name: &str) -> Result<(), Error> {
 }
 
 fn del(request: &Request) -> Result<(), Error> {
-    // If the namespace is gone, the kernel has given a physical interface back to the host, and deleted any other.
-    if let Some(netns) = netns::open_if_there(request)? {
-        take_back(&netns, &request.attachment.ifname)?;
-    }
-    match delegate::ipam_type(request) {
-        Some(_) => delegate::ipam_del(request),
+    let netns = netns::open_if_there(request)?;
+    delegate::ipam_del_and(request, || match netns {
+        Some(netns) => take_back(&netns, &request.attachment.ifname),
+        // The kernel has given a physical interface back to the host, and deleted any other.
         None => Ok(()),
-    }
+    })
 }
 
 #[cfg(test)]

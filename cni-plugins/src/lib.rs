@@ -10,6 +10,7 @@ mod attach;
 mod bandwidth;
 mod bridge;
 mod delegate;
+mod dhcp;
 mod dummy;
 mod firewall;
 mod host_device;
@@ -39,6 +40,7 @@ use std::io::{self, Read, Write};
 
 use protocol::{Command, NetResult, Request};
 
+pub use dhcp::command::main as dhcp_daemon;
 pub use network::remove_network;
 pub use protocol::{Error, NETNS_ENDS};
 
@@ -64,6 +66,7 @@ struct Plugin {
 const PLUGINS: &[Plugin] = &[
     bandwidth::PLUGIN,
     bridge::PLUGIN,
+    dhcp::PLUGIN,
     dummy::PLUGIN,
     firewall::PLUGIN,
     host_device::PLUGIN,
@@ -119,8 +122,17 @@ fn dispatch(
     done.map_err(|error| (Some(request.version.name().to_owned()), error))
 }
 
-/// The plugin `name` as a program: environment and standard input in, standard output and exit status out.
-pub fn main(name: &str) -> i32 {
+/// The plugin `name` as a program: environment and standard input in, standard output and exit status out. Of the
+/// command line's further words `arguments`, only those of upstream's `dhcp daemon` mean something.
+pub fn main(name: &str, arguments: &[String]) -> i32 {
+    if let (dhcp::NAME, Some(("daemon", flags))) = (
+        name,
+        arguments
+            .split_first()
+            .map(|(first, rest)| (first.as_str(), rest)),
+    ) {
+        return dhcp_daemon(flags);
+    }
     let env: BTreeMap<String, String> = env::vars()
         .filter(|(key, _)| key.starts_with("CNI_"))
         .collect();

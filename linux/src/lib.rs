@@ -9,6 +9,7 @@ mod error;
 
 pub mod capability;
 pub mod cgroup;
+pub mod clock;
 pub mod conntrack;
 pub mod credential;
 pub mod features;
@@ -18,6 +19,7 @@ pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod nftables;
+pub mod packet;
 pub mod path;
 pub mod pidfd;
 pub mod pidfd_info;

@@ -303,6 +303,13 @@ pub enum Cni {
     },
     /// List the plugins.
     List,
+    /// Serve the `dhcp` plugin: get addresses by DHCP and renew them. `--help` tells its flags.
+    #[command(disable_help_flag = true)]
+    DhcpDaemon {
+        /// As upstream's `dhcp daemon` takes them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
 }
 
 /// `orlop status`

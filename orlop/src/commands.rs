@@ -221,6 +221,10 @@ async fn proxy(options: cli::Proxy) -> anyhow::Result<()> {
 
 fn cni(command: cli::Cni) -> anyhow::Result<()> {
     match command {
+        // It has to begin without threads, so that it is usually dispatched before the command line is read.
+        cli::Cni::DhcpDaemon { flags } => {
+            std::process::exit(cni_plugins::dhcp_daemon(&flags));
+        }
         cli::Cni::List => cni_plugins::names().for_each(|name| println!("{name}")),
         cli::Cni::Install { folder } => {
             let program = std::env::current_exe().context("find this program")?;

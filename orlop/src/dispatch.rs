@@ -15,8 +15,14 @@ pub fn before_threads(words: &[OsString]) -> Option<ExitCode> {
     if matches!(called.as_str(), "runc" | "orlop-runtime") {
         return Some(code(oci_runtime::cli::main(words.to_vec())));
     }
+    let texts = |from: usize| -> Vec<String> {
+        let words = words.iter().skip(from);
+        words
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect()
+    };
     if is_plugin(&called) {
-        return Some(code(cni_plugins::main(&called)));
+        return Some(code(cni_plugins::main(&called, &texts(1))));
     }
     let rest = || words.get(1..).unwrap_or_default().to_vec();
     match words.get(1)?.to_str()? {
@@ -25,7 +31,10 @@ pub fn before_threads(words: &[OsString]) -> Option<ExitCode> {
         "runtime" => Some(code(oci_runtime::cli::main(rest()))),
         "cni" => {
             let name = words.get(2)?.to_str()?;
-            is_plugin(name).then(|| code(cni_plugins::main(name)))
+            if name == "dhcp-daemon" {
+                return Some(code(cni_plugins::dhcp_daemon(&texts(3))));
+            }
+            is_plugin(name).then(|| code(cni_plugins::main(name, &texts(3))))
         }
         _ => None,
     }

@@ -26,34 +26,26 @@ pub const PLUGIN: Plugin = Plugin {
     status,
 };
 
-/// The container's interface goes first: an address is given back only when nobody can use it any more.
 fn del(request: &Request) -> Result<(), Error> {
     let config = Config::read(request)?;
-    match netns::open_if_there(request)? {
-        Some(netns) => {
-            let name = &request.attachment.ifname;
-            netns::inside(&netns, |inner| {
-                interface::retire(inner, name, !request.netns_ends())
-            })?;
-        }
+    let netns = netns::open_if_there(request)?;
+    let given_back = delegate::ipam_del_and(request, || match netns {
+        Some(netns) => netns::inside(&netns, |inner| {
+            interface::retire(inner, &request.attachment.ifname, !request.netns_ends())
+        }),
         // The namespace may be on its way out, or held by a stray descriptor: cut the cable.
         None => delete_host_end(
             &mut Netlink::open()?,
             &host_end::name(&request.network, &request.attachment),
-        )?,
-    }
+        ),
+    });
     let unchecked = if config.mac_spoof_check {
         let owner = Owner::of(request);
         mac_spoof_check::remove(|other| *other == owner)
     } else {
         Ok(())
     };
-    let given_back = if config.has_ipam {
-        delegate::ipam_del(request)
-    } else {
-        Ok(())
-    };
-    all_of([unchecked, given_back])
+    all_of([given_back, unchecked])
 }
 
 fn delete_host_end(host: &mut Netlink, name: &str) -> Result<(), Error> {

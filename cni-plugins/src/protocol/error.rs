@@ -55,6 +55,16 @@ impl Error {
         Self::new(8, msg)
     }
 
+    /// 11: what is needed isn't there now; the runtime may try again.
+    pub fn try_again(msg: impl Into<String>) -> Self {
+        Self::new(11, msg)
+    }
+
+    /// 50: the plugin can't serve any ADD (STATUS).
+    pub fn unavailable(msg: impl Into<String>) -> Self {
+        Self::new(50, msg)
+    }
+
     /// 999: the operation failed.
     pub fn failed(msg: impl Into<String>) -> Self {
         Self::new(999, msg)
