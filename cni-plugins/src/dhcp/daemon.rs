@@ -196,10 +196,8 @@ impl Shared {
             // Somebody asked whether there is a daemon.
             return;
         }
-        let reply = match read
-            .map_err(io::Error::from)
-            .and_then(|_| serde_json::from_slice::<Call>(&text).map_err(io::Error::from))
-        {
+        let parse = |_| serde_json::from_slice::<Call>(&text).map_err(io::Error::from);
+        let reply = match read.and_then(parse) {
             Ok(call) => self.carry_out(&call),
             Err(cause) => {
                 let error = Error::decode(format!("read the plugin's request: {cause}"));
