@@ -24,6 +24,7 @@ pub mod path;
 pub mod pidfd;
 pub mod pidfd_info;
 pub mod process;
+pub mod procfs;
 pub mod rlimit;
 pub mod scheduling;
 pub mod seccomp;

@@ -237,6 +237,32 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor from `first` on but these, at once and not at `execve`: until then a path of the container's
+/// choice could lead through them, by `/proc/self/fd`.
+///
+/// For a child of [`clone_child`], which uses and drops no other descriptor afterwards.
+///
+/// # Errors
+/// ENOSYS before Linux 5.9.
+pub fn close_all_but(first: u32, keep: &[RawFd]) -> Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|number| *number as u32).collect();
+    kept.retain(|number| *number >= first);
+    kept.sort_unstable();
+    let mut next = first;
+    for last in kept.into_iter().map(Some).chain([None]) {
+        let end = last.map_or(u32::MAX, |number| number.saturating_sub(1));
+        if next <= end {
+            // SAFETY: descriptors that values of the cloned program own are closed under them. The caller is a child
+            // about to exec (see above): none of these values is used again, and none is dropped, since it ends by
+            // `execve` or `_exit`.
+            crate::error::check(unsafe { libc::syscall(libc::SYS_close_range, next, end, 0u32) })
+                .context("close_range", || format!("{next} to {end}"))?;
+        }
+        next = last.map_or(u32::MAX, |number| number + 1).max(next);
+    }
+    Ok(())
+}
+
 /// Makes `fd` this process's descriptor number `number`, open across `execve`. What was there is closed.
 ///
 /// # Errors
@@ -270,6 +296,14 @@ pub fn inherited_fd(number: RawFd) -> Result<OwnedFd> {
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_dupfd_cloexec(borrowed, 3)
         .context("dup inherited descriptor", || number.to_string())
+}
+
+/// Whether a descriptor is open and stays so across `execve`, as those do that this process was started with.
+pub fn stays_open_on_exec(number: RawFd) -> bool {
+    // SAFETY: only borrowed for the one call, which fails with EBADF if it isn't open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_getfd(borrowed)
+        .is_ok_and(|flags| !flags.contains(rustix::io::FdFlags::CLOEXEC))
 }
 
 /// Forbids tracing, `/proc/<pid>/mem` and core dumps of this process to others without CAP_SYS_PTRACE over the user

@@ -18,5 +18,5 @@ pub use error::{Error, LaunchError, read_status};
 pub use launch::{Launched, Stdio, exec, launch, launch_pod_init};
 pub use plan::{
     CgroupPlan, ExecPlan, ExecTarget, LaunchPlan, LaunchResources, Rootfs, apply_resources,
-    cgroup_resources, plan_exec, plan_launch,
+    cgroup_resources, plan_exec, plan_launch, session_keyring,
 };

@@ -59,6 +59,9 @@ pub(crate) struct Record {
     pub annotations: BTreeMap<String, String>,
     /// Whether it is in another user namespace than the creator.
     pub user_namespaced: bool,
+    /// Made with `--no-new-keyring`: its processes have their callers' session keyrings.
+    #[serde(default)]
+    pub keeps_keyring: bool,
     pub owner: u32,
 }
 
@@ -288,6 +291,7 @@ impl Record {
             cgroup_path: String::new(),
             annotations: BTreeMap::new(),
             user_namespaced: false,
+            keeps_keyring: false,
             owner: rustix::process::getuid().as_raw(),
         }
     }

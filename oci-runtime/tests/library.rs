@@ -363,6 +363,7 @@ fn containers_of_a_pod_share_its_user_namespace() {
         pidfd: launched.pidfd.try_clone().unwrap(),
         cgroup: Some(fixture.cgroup.clone()),
         seccomp: None,
+        keyring: None,
         preserve_fds: 0,
     };
     let (plan, fds) = plan_exec(&process, target).unwrap();

@@ -222,6 +222,7 @@ impl Runtime {
                 .linux()
                 .as_ref()
                 .and_then(|linux| linux.seccomp().clone()),
+            keyring: Some(oci_runtime::session_keyring(container.id())),
             preserve_fds: 0,
         };
         match oci_runtime::plan_exec(&process, target) {

@@ -202,6 +202,7 @@ async fn an_exec_has_its_own_streams_and_its_exit_code_is_told_once() {
         pidfd: container.pidfd.try_clone().unwrap(),
         cgroup: None,
         seccomp: None,
+        keyring: None,
         preserve_fds: 0,
     };
     let process = spec(&["/bin/sh", "-c", "echo hello; exit 7"], false)

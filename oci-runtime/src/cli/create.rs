@@ -19,7 +19,7 @@ use std::sync::Arc;
 pub(super) fn create(context: &Context, args: &CreateArgs) -> Outcome {
     let bundle = Bundle::read(&args.bundle)?;
     console::check(bundle.terminal(), true, args.console_socket.as_deref())?;
-    let mut container = new_container(context, &args.id, &bundle)?;
+    let mut container = new_container(context, args, &bundle)?;
     let created = launch_into(context, &mut container, &bundle, args, Launching::Created);
     match created {
         Ok(_) => Ok(0),
@@ -34,7 +34,7 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> Outcome {
         args.detach,
         args.create.console_socket.as_deref(),
     )?;
-    let mut container = new_container(context, &args.create.id, &bundle)?;
+    let mut container = new_container(context, &args.create, &bundle)?;
     let foreground = if args.detach {
         Launching::Detached
     } else {
@@ -118,9 +118,14 @@ enum Launching {
     Foreground,
 }
 
-fn new_container(context: &Context, id: &str, bundle: &Bundle) -> Result<Container, Failure> {
+fn new_container(
+    context: &Context,
+    args: &CreateArgs,
+    bundle: &Bundle,
+) -> Result<Container, Failure> {
     let linux = bundle.spec.linux().as_ref();
-    let mut record = Record::new(id);
+    let mut record = Record::new(&args.id);
+    record.keeps_keyring = args.no_new_keyring;
     record.oci_version = bundle.spec.version().clone();
     record.bundle = bundle.dir.clone();
     record.rootfs = bundle.rootfs.clone();
@@ -139,7 +144,7 @@ fn new_container(context: &Context, id: &str, bundle: &Bundle) -> Result<Contain
             .any(|entry| entry.typ() == LinuxNamespaceType::User)
     });
     let path = linux.and_then(|linux| linux.cgroups_path().clone());
-    record.cgroup_path = cgroup_path(context, id, path.as_deref())?;
+    record.cgroup_path = cgroup_path(context, &args.id, path.as_deref())?;
     let container = Container::create(&context.root, record)?;
     let saved = container
         .save()

@@ -3,7 +3,7 @@
 use super::args::ExecArgs;
 use super::{Context, Failure, Outcome, console, create, foreground};
 use crate::launch::Stdio;
-use crate::plan::{ExecTarget, plan_exec};
+use crate::plan::{ExecTarget, plan_exec, session_keyring};
 use crate::state::{Container, StateError, Status, write_whole};
 use oci_spec::runtime::{Capability, Process, Spec, User};
 use std::path::PathBuf;
@@ -49,6 +49,7 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Outcome {
         pidfd,
         cgroup,
         seccomp,
+        keyring: (!container.record.keeps_keyring).then(|| session_keyring(&container.record.id)),
         preserve_fds: args.preserve_fds,
     };
     let (plan, fds) = plan_exec(&process, target)?;

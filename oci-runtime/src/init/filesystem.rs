@@ -52,11 +52,12 @@ fn attach(
     if let MountSource::Link(to) = &entry.source {
         return link(entry, to, root).map(|()| None);
     }
-    let target = path::ensure_in_root(root, &entry.destination, entry.target)
+    let mut target = path::ensure_in_root(root, &entry.destination, entry.target)
         .step(|| step("(mount point)"))?;
     let (mounted, name) = match &entry.source {
         MountSource::Detached(fd) => {
             let detached = fds.get(*fd)?;
+            spare_procfs(&entry.destination, detached, &target).step(|| step("bind"))?;
             mount::attach(detached, &target).step(|| step("bind"))?;
             // Attached, the descriptor given to us still refers to it.
             set_attributes(entry, detached)?;
@@ -91,8 +92,9 @@ fn attach(
     };
     // procfs and sysfs go where they belong, not where a link in the image points (CVE-2019-19921).
     if matches!(name, "proc" | "sysfs") {
-        refuse_links(&entry.destination, root).step(|| step(name))?;
+        target = open_without_links(&entry.destination, root).step(|| step(name))?;
     }
+    spare_procfs(&entry.destination, &mounted, &target).step(|| step(name))?;
     mount::attach(&mounted, &target).step(|| step(name))?;
     let change = Attributes {
         set: 0,
@@ -123,7 +125,7 @@ fn link(entry: &MountPlan, to: &str, root: BorrowedFd<'_>) -> Result<(), LaunchE
     }
 }
 
-fn refuse_links(destination: &Path, root: BorrowedFd<'_>) -> linux::Result<()> {
+fn open_without_links(destination: &Path, root: BorrowedFd<'_>) -> linux::Result<OwnedFd> {
     let resolve = rustix::fs::ResolveFlags::IN_ROOT | rustix::fs::ResolveFlags::NO_SYMLINKS;
     rustix::fs::openat2(
         root,
@@ -132,7 +134,6 @@ fn refuse_links(destination: &Path, root: BorrowedFd<'_>) -> linux::Result<()> {
         Mode::empty(),
         resolve,
     )
-    .map(drop)
     .map_err(|errno| {
         linux::Error::new(
             "open without links",
@@ -140,6 +141,49 @@ fn refuse_links(destination: &Path, root: BorrowedFd<'_>) -> linux::Result<()> {
             errno.raw_os_error(),
         )
     })
+}
+
+/// What may be replaced inside procfs: it tells of the host, and nothing is written to it at launch.
+const REPLACEABLE: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// Refuses what would take the place of procfs, or of a part of it: masks would then cover something else, and what
+/// the container takes for the kernel's word would be an image's (CVE-2019-16884, CVE-2023-27561).
+fn spare_procfs(
+    destination: &Path,
+    mounted: impl AsFd,
+    target: impl AsFd,
+) -> Result<(), linux::Error> {
+    let refuse = |operation| {
+        Err(linux::Error::new(
+            operation,
+            destination.display().to_string(),
+            libc::EPERM,
+        ))
+    };
+    if mount::file_system_magic(mounted)? == PROC_MAGIC {
+        return Ok(());
+    }
+    if destination == Path::new("/proc") {
+        return refuse("cover procfs with what is not procfs at");
+    }
+    let replaceable = REPLACEABLE
+        .iter()
+        .any(|path| destination == Path::new(path));
+    if mount::file_system_magic(target)? == PROC_MAGIC && !replaceable {
+        return refuse("mount inside procfs at");
+    }
+    Ok(())
 }
 
 /// Written through a procfs that this process has just mounted, so nothing in the image can redirect them.
@@ -157,7 +201,9 @@ fn write_sysctls(plan: &LaunchPlan, mounted: Option<&OwnedFd>) -> Result<(), Lau
     };
     for (name, value) in &plan.sysctls {
         let path = format!("sys/{name}");
-        let resolve = rustix::fs::ResolveFlags::BENEATH | rustix::fs::ResolveFlags::NO_SYMLINKS;
+        let resolve = rustix::fs::ResolveFlags::BENEATH
+            | rustix::fs::ResolveFlags::NO_SYMLINKS
+            | rustix::fs::ResolveFlags::NO_XDEV;
         let written = rustix::fs::openat2(
             proc,
             &path,

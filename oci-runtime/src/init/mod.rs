@@ -13,7 +13,7 @@ use crate::error::{DuringLaunch, LaunchError};
 use crate::plan::{CgroupPlan, ExecPlan, Fd, LaunchPlan, NamespacePlan, UserMapping};
 use linux::namespace::{self, NamespaceKind};
 use linux::process::set_undumpable;
-use linux::{credential, keyring};
+use linux::{credential, keyring, procfs};
 use process::Early;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -62,6 +62,10 @@ impl Reporter {
         Reporter(Some(status))
     }
 
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_ref().map(AsFd::as_fd)
+    }
+
     fn close(&mut self) {
         self.0 = None;
     }
@@ -103,24 +107,13 @@ pub(crate) fn make_time_namespace(plan: &NamespacePlan) -> Result<(), LaunchErro
     if plan.time_offsets.is_empty() {
         return Ok(());
     }
-    std::fs::write("/proc/self/timens_offsets", &plan.time_offsets)
-        .map_err(|error| linux::Error::io("write", "/proc/self/timens_offsets", &error))
-        .step(|| "set time offsets")
+    procfs::write("self/timens_offsets", &plan.time_offsets).step(|| "set time offsets")
 }
 
 /// Writes the mapping of a new user namespace, from outside.
 pub(crate) fn write_mapping(pid: i32, mapping: &UserMapping) -> Result<(), LaunchError> {
     let write = |file: &str, text: &str| {
-        let path = format!("/proc/{pid}/{file}");
-        std::fs::write(&path, text)
-            .map_err(|error| {
-                linux::Error::io(
-                    "write",
-                    format!("{path}: {}", text.trim().replace('\n', ", ")),
-                    &error,
-                )
-            })
-            .step(|| "map ids of the user namespace")
+        procfs::write(&format!("{pid}/{file}"), text).step(|| "map ids of the user namespace")
     };
     if mapping.deny_setgroups {
         write("setgroups", "deny")?;
@@ -189,13 +182,7 @@ pub(crate) fn run_launch(
         namespace::unshare(&[NamespaceKind::Cgroup]).step(|| "make cgroup namespace")?;
     }
     credential::new_session().step(|| "start session")?;
-    if let Some(name) = &plan.process.keyring {
-        match keyring::join_session(name) {
-            // A kernel without keys, or a user over its quota, isn't a reason to not run.
-            Err(error) if error.is(libc::ENOSYS) || error.is(libc::EDQUOT) => {}
-            other => other.step(|| "join session keyring")?,
-        }
-    }
+    join_keyring(plan.process.keyring.as_deref())?;
     if let Some(name) = &plan.host_name {
         credential::set_host_name(name).step(|| "set host name")?;
     }
@@ -230,6 +217,15 @@ pub(crate) fn run_launch(
         )
     };
     process::become_program(&plan.process, stdio, &early, gate, before_program, reporter)
+}
+
+fn join_keyring(name: Option<&str>) -> Result<(), LaunchError> {
+    let Some(name) = name else { return Ok(()) };
+    match keyring::join_session(name) {
+        // A kernel without keys, or a user over its quota, isn't a reason to not run.
+        Err(error) if error.is(libc::ENOSYS) || error.is(libc::EDQUOT) => Ok(()),
+        other => other.step(|| "join session keyring"),
+    }
 }
 
 /// This process's pid in the mount namespace's procfs.
@@ -282,9 +278,7 @@ pub(crate) fn run_exec(
     }
     enter_root(fds.get(plan.root)?)?;
     credential::new_session().step(|| "start session")?;
-    if let Some(name) = &plan.process.keyring {
-        keyring::join_session(name).step(|| "join session keyring")?;
-    }
+    join_keyring(plan.process.keyring.as_deref())?;
     process::become_program(&plan.process, stdio, &early, None, || Ok(()), reporter)
 }
 

@@ -3,14 +3,16 @@
 use super::{ChildStdio, Fds, Reporter, gate, own_pid};
 use crate::error::{DuringLaunch, LaunchError};
 use crate::plan::ProcessPlan;
-use linux::{capability, credential, mount, process, rlimit, scheduling, seccomp, terminal};
+use linux::{
+    capability, credential, mount, process, procfs, rlimit, scheduling, seccomp, terminal,
+};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::io::IoSlice;
+use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Sets the limits that take the host's privileges.
@@ -36,20 +38,7 @@ pub(super) struct Early<'a> {
 
 impl<'a> Early<'a> {
     pub(super) fn open(plan: &ProcessPlan, fds: Fds<'a>) -> Result<Self, LaunchError> {
-        let open = |name: &str| {
-            rustix::fs::open(
-                format!("/proc/self/attr/{name}"),
-                OFlags::WRONLY | OFlags::CLOEXEC,
-                Mode::empty(),
-            )
-            .map_err(|errno| {
-                linux::Error::new(
-                    "open",
-                    format!("/proc/self/attr/{name}"),
-                    errno.raw_os_error(),
-                )
-            })
-        };
+        let open = |name: &str| procfs::open_for_write(&format!("self/attr/{name}"));
         let apparmor = match &plan.apparmor_profile {
             Some(_) => Some(
                 open("apparmor/exec")
@@ -83,19 +72,21 @@ impl<'a> Early<'a> {
             notifier,
         })
     }
+
+    /// Its descriptors.
+    fn kept(&self) -> Vec<BorrowedFd<'_>> {
+        let files = [&self.apparmor, &self.selinux].into_iter().flatten();
+        let mut kept: Vec<_> = files.map(AsFd::as_fd).collect();
+        kept.extend(self.notifier.as_ref().map(|(socket, _)| *socket));
+        kept
+    }
 }
 
 fn set_oom_score_adj(value: i32) -> Result<(), LaunchError> {
-    match std::fs::write("/proc/self/oom_score_adj", value.to_string()) {
-        Ok(()) => Ok(()),
+    match procfs::write("self/oom_score_adj", &value.to_string()) {
         // Without CAP_SYS_RESOURCE it can't be lowered: the present value is then the nearest that is allowed.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(()),
-        Err(error) => Err(linux::Error::io(
-            "write",
-            "/proc/self/oom_score_adj",
-            &error,
-        ))
-        .step(|| format!("set oom_score_adj to {value}")),
+        Err(error) if error.is(libc::EACCES) || error.is(libc::EPERM) => Ok(()),
+        other => other.step(|| format!("set oom_score_adj to {value}")),
     }
 }
 
@@ -109,6 +100,10 @@ pub(super) fn become_program(
     reporter: &mut Reporter,
 ) -> Result<Infallible, LaunchError> {
     attach_stdio(plan, stdio)?;
+    let mut keep = early.kept();
+    keep.extend(gate);
+    keep.extend(reporter.as_fd());
+    close_inherited(plan, &keep)?;
     if let Some(persona) = plan.personality {
         process::set_personality(persona).step(|| "set personality")?;
     }
@@ -121,6 +116,15 @@ pub(super) fn become_program(
     set_scheduling(plan)?;
     restrict(plan, early)?;
     Err(program.exec(plan))
+}
+
+/// Closes what is the runtime's. From here on paths are the container's, and could lead through it to the host
+/// (CVE-2024-21626).
+fn close_inherited(plan: &ProcessPlan, keep: &[BorrowedFd<'_>]) -> Result<(), LaunchError> {
+    let mut keep: Vec<_> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    let handed_on = (3..).take(plan.preserve_fds as usize);
+    keep.extend(handed_on.filter(|number| process::stays_open_on_exec(*number)));
+    process::close_all_but(3, &keep).step(|| "close the runtime's descriptors")
 }
 
 /// What is the program's and not the set-up's.
@@ -374,9 +378,9 @@ fn executable(path: &Path) -> Result<(), i32> {
     Ok(())
 }
 
-/// The user's home directory by the container's `/etc/passwd`.
+/// The user's home directory by the container's `/etc/passwd`; `/` if that doesn't tell.
 fn home_of(uid: u32) -> String {
-    let table = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let table = read_passwd().unwrap_or_default();
     let home = table.lines().find_map(|line| {
         let fields: Vec<&str> = line.split(':').collect();
         match fields.as_slice() {
@@ -386,4 +390,21 @@ fn home_of(uid: u32) -> String {
     });
     home.filter(|home| !home.is_empty())
         .unwrap_or_else(|| "/".to_owned())
+}
+
+/// The image's file, of which nothing is certain: it may be a pipe that nobody writes to, or never end.
+fn read_passwd() -> Option<String> {
+    const LIMIT: u64 = 4 << 20;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open("/etc/passwd", flags, Mode::empty()).ok()?;
+    let stat = rustix::fs::fstat(&file).ok()?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return None;
+    }
+    let mut text = String::new();
+    std::fs::File::from(file)
+        .take(LIMIT)
+        .read_to_string(&mut text)
+        .ok()?;
+    Some(text)
 }

@@ -3,7 +3,7 @@
 use super::hooks::{HooksPlan, hook_state, plan_hooks};
 use super::mounts::{self, MountContext, parse_rootfs_propagation};
 use super::namespaces::plan_namespaces;
-use super::process::{plan_personality, plan_process};
+use super::process::{plan_personality, plan_process, session_keyring};
 use super::scheduling::plan_memory_policy;
 use super::{CgroupPlan, DevicePlan, DeviceSource, FdList, LaunchPlan, NamespacePlan, RootfsPlan};
 use crate::error::{DuringPlan, Error};
@@ -110,7 +110,7 @@ pub fn plan_launch(
     refuse_unsupported(linux)?;
     let mapped = namespaces.has_user();
     let mut process_plan = plan_process(process, mapped)?;
-    process_plan.keyring = (!resources.keep_keyring).then(|| format!("_ses.{}", resources.id));
+    process_plan.keyring = (!resources.keep_keyring).then(|| session_keyring(&resources.id));
     if let Some(profile) = linux.seccomp() {
         let mut state = hook_state(spec, &resources.id, &resources.bundle);
         state["status"] = serde_json::json!("creating");

@@ -13,7 +13,7 @@ mod types;
 pub use cgroup::CgroupPlan;
 pub use launch::{LaunchResources, Rootfs, plan_launch};
 pub(crate) use mounts::MOUNT_OPTIONS;
-pub use process::{ExecTarget, plan_exec};
+pub use process::{ExecTarget, plan_exec, session_keyring};
 pub use resources::{apply_resources, cgroup_resources};
 pub use types::{ExecPlan, LaunchPlan};
 

@@ -27,8 +27,15 @@ pub struct ExecTarget {
     pub cgroup: Option<Cgroup>,
     /// The container's `linux.seccomp`.
     pub seccomp: Option<LinuxSeccomp>,
+    /// The container's session keyring ([`session_keyring`]); `None` hands the caller's on.
+    pub keyring: Option<String>,
     /// How many of the launching process's descriptors from 3 on the program inherits (`--preserve-fds`).
     pub preserve_fds: u32,
+}
+
+/// The name of the session keyring that the processes of a container share.
+pub fn session_keyring(container_id: &str) -> String {
+    format!("_ses.{container_id}")
 }
 
 /// Prepares another process in a running container.
@@ -74,6 +81,7 @@ pub fn plan_exec(process: &Process, target: ExecTarget) -> Result<(ExecPlan, Vec
     if let Some(profile) = &target.seccomp {
         plan.seccomp = seccomp::plan(profile, &state, &mut fds)?;
     }
+    plan.keyring = target.keyring;
     plan.preserve_fds = target.preserve_fds;
     plan.scheduling = plan_scheduling(process, true)?;
     if user_namespaced && !setgroups_allowed(pid) {

@@ -117,3 +117,271 @@ fn this_program_cannot_be_overwritten_from_a_container() {
         size
     );
 }
+
+#[test]
+fn no_path_leads_through_the_runtimes_descriptors() {
+    // CVE-2024-21626, its other doors: the program, its working directory and its PATH, looked up while the runtime's
+    // directories on the host are open. Each would find or make something outside.
+    for number in 3..40 {
+        let up = format!("/proc/self/fd/{number}/../../../../../../../../../..");
+        let mut bundle = Bundle::new("true");
+        let outside = bundle.path("outside");
+        bundle.process()["cwd"] = json!(format!("{up}{}/made", outside.display()));
+        bundle.run();
+        assert!(
+            !outside.exists(),
+            "descriptor {number}: a directory of the host was made"
+        );
+
+        let mut bundle = Bundle::new("true");
+        let secret = bundle.path("only-on-the-host");
+        std::fs::copy("/bin/busybox", &secret).unwrap();
+        bundle.process()["args"] = json!([format!("{up}{}", secret.display()), "true"]);
+        let ran = bundle.run();
+        assert!(
+            [126, 127].contains(&ran.code),
+            "descriptor {number}: {ran:?}"
+        );
+
+        bundle.process()["args"] = json!(["only-on-the-host", "true"]);
+        let dir = bundle.path("");
+        bundle.process()["env"] = json!([format!("PATH={up}{}", dir.display())]);
+        let ran = bundle.run();
+        assert!(
+            [126, 127].contains(&ran.code),
+            "descriptor {number}: {ran:?}"
+        );
+    }
+}
+
+#[test]
+fn an_exec_finds_nothing_through_the_runtimes_descriptors() {
+    let bundle = Bundle::new("sleep 100");
+    bundle.start();
+    let outside = bundle.path("outside");
+    let secret = bundle.path("only-on-the-host");
+    std::fs::copy("/bin/busybox", &secret).unwrap();
+    for number in 3..30 {
+        let up = format!("/proc/self/fd/{number}/../../../../../../../../../..");
+        let cwd = format!("{up}{}/made", outside.display());
+        bundle.output(&["exec", "--cwd", &cwd, &bundle.id, "true"]);
+        assert!(!outside.exists(), "descriptor {number}");
+        let program = format!("{up}{}", secret.display());
+        let ran = Ran::from(bundle.output(&["exec", &bundle.id, &program, "true"]));
+        assert!(
+            [126, 127].contains(&ran.code),
+            "descriptor {number}: {ran:?}"
+        );
+    }
+}
+
+#[test]
+fn an_image_whose_passwd_never_ends_does_not_hold_the_launch() {
+    for (kind, path) in [("a pipe", ""), ("a device", "/dev/zero")] {
+        let mut bundle = Bundle::new("echo $HOME");
+        let passwd = bundle.path("rootfs/etc/passwd");
+        std::fs::remove_file(&passwd).unwrap();
+        match path {
+            "" => nix::unistd::mkfifo(&passwd, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+            path => symlink(path, &passwd).unwrap(),
+        }
+        bundle.process()["env"] = json!(["PATH=/bin"]);
+        assert_eq!(bundle.run().ok(), "/\n", "{kind}");
+    }
+}
+
+#[test]
+fn a_destination_that_changes_during_the_launch_stays_inside() {
+    // CVE-2021-30465: a volume's directory, which the attacker's other container swaps for a link at every moment.
+    let mut bundle = Bundle::new("cat /proc/self/mountinfo");
+    let outside = bundle.path("outside");
+    let volume = bundle.path("volume");
+    for dir in [&outside, &volume, &volume.join("sub")] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    symlink(outside.join("gone"), volume.join("link")).unwrap();
+    symlink(
+        "/../../../../../../../../../../../../",
+        volume.join("link2"),
+    )
+    .unwrap();
+    bundle.add_mount(
+        json!({"destination": "/volume", "type": "bind", "source": volume, "options": ["rbind"]}),
+    );
+    bundle.add_mount(
+        json!({"destination": "/volume/sub/deeper", "type": "tmpfs", "source": "tmpfs"}),
+    );
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let swapper = std::thread::spawn({
+        let (stop, volume) = (stop.clone(), volume.clone());
+        move || {
+            let dir =
+                rustix::fs::open(&volume, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty())
+                    .unwrap();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                for link in ["link", "link2"] {
+                    for _ in 0..2 {
+                        let _ = rustix::fs::renameat_with(
+                            &dir,
+                            "sub",
+                            &dir,
+                            link,
+                            rustix::fs::RenameFlags::EXCHANGE,
+                        );
+                    }
+                }
+            }
+        }
+    });
+    let mut seen = 0;
+    for _ in 0..30 {
+        let ran = bundle.run();
+        seen += usize::from(ran.code == 0);
+        let covered = |line: &&str| {
+            line.split(' ')
+                .nth(4)
+                .is_some_and(|at| at == "/" || at == "/proc")
+        };
+        let over: Vec<&str> = ran.stdout.lines().filter(covered).collect();
+        assert!(over.len() <= 2, "{over:?}");
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    swapper.join().unwrap();
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    assert!(seen > 0, "some launches came through between the swaps");
+}
+
+#[test]
+fn nothing_is_mounted_inside_procfs() {
+    // CVE-2019-16884, CVE-2023-27561: what is mounted there takes the place of what the runtime writes to and masks.
+    for destination in ["/proc/sys/kernel", "/proc/self/attr", "/data/sys", "/proc"] {
+        let mut bundle = Bundle::new("true");
+        symlink("/proc", bundle.path("rootfs/data")).unwrap();
+        std::fs::create_dir(bundle.path("fake")).unwrap();
+        let fake = bundle.path("fake");
+        bundle.add_mount(json!({"destination": destination, "type": "bind", "source": fake, "options": ["rbind"]}));
+        let ran = bundle.run();
+        assert_ne!(ran.code, 0, "{destination}");
+        assert!(
+            ran.stderr.contains("procfs"),
+            "{destination}: {}",
+            ran.stderr
+        );
+    }
+    let mut bundle = Bundle::new("cat /proc/uptime");
+    std::fs::write(bundle.path("uptime"), "1 1\n").unwrap();
+    let source = bundle.path("uptime");
+    bundle.add_mount(json!({"destination": "/proc/uptime", "type": "bind", "source": source, "options": ["bind"]}));
+    assert_eq!(
+        bundle.run().ok(),
+        "1 1\n",
+        "what lxcfs replaces may be replaced"
+    );
+}
+
+#[test]
+fn a_sysctl_is_written_to_procfs_and_nowhere_else() {
+    // CVE-2025-52881: the way to the sysctl leads through a file system of the attacker's.
+    let mut bundle = Bundle::new("cat /proc/sys/net/ipv4/ip_forward");
+    let fake = bundle.path("fake");
+    std::fs::create_dir_all(fake.join("sys/net/ipv4")).unwrap();
+    std::fs::write(fake.join("sys/net/ipv4/ip_forward"), "untouched").unwrap();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| mount["destination"] != "/proc");
+    bundle.add_mount(
+        json!({"destination": "/proc", "type": "bind", "source": fake, "options": ["rbind"]}),
+    );
+    bundle.linux()["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
+    bundle.linux()["maskedPaths"] = json!([]);
+    bundle.linux()["readonlyPaths"] = json!([]);
+    bundle.run();
+    let path = bundle.path("fake/sys/net/ipv4/ip_forward");
+    assert_eq!(std::fs::read_to_string(path).unwrap(), "untouched");
+}
+
+#[test]
+fn the_console_is_not_put_through_a_link() {
+    // CVE-2025-52565: /dev/console of the image leads elsewhere, to where the terminal's mount would then be.
+    let mut bundle =
+        Bundle::new("ls -l /dev/console; cat /proc/sys/kernel/core_pattern | head -c 0");
+    std::fs::remove_dir(bundle.path("rootfs/dev")).unwrap();
+    std::fs::create_dir_all(bundle.path("rootfs/dev")).unwrap();
+    symlink(
+        "/proc/sys/kernel/core_pattern",
+        bundle.path("rootfs/dev/console"),
+    )
+    .unwrap();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+    bundle.process()["terminal"] = json!(true);
+    bundle.process()["args"] = json!(["cat", "/proc/self/mountinfo"]);
+    let ran = bundle.run();
+    assert!(
+        !ran.stdout.contains("core_pattern"),
+        "the terminal covers a file of /proc: {ran:?}"
+    );
+}
+
+#[test]
+fn a_device_node_opens_nothing() {
+    // With mknod allowed, the host's disk and memory can be named, and not used.
+    let script = "mknod /d b $1 $2 && dd if=/d of=/out bs=512 count=1; mknod /m c 1 1 && cat /m >/out; test -s /out && echo READ; exit 0";
+    let root = std::fs::metadata("/")
+        .map(|meta| std::os::unix::fs::MetadataExt::dev(&meta))
+        .unwrap();
+    let (major, minor) = (rustix::fs::major(root), rustix::fs::minor(root));
+    let mut bundle = Bundle::new("").with_capabilities(&["CAP_MKNOD"]);
+    bundle.process()["args"] = json!([
+        "sh",
+        "-c",
+        script,
+        "sh",
+        major.to_string(),
+        minor.to_string()
+    ]);
+    let ran = bundle.run();
+    assert_eq!(ran.stdout, "", "{ran:?}");
+    assert!(ran.stderr.contains("not permitted"), "{ran:?}");
+}
+
+#[test]
+fn a_writable_cgroup_mount_is_the_containers_own_and_has_no_release_agent() {
+    let script = "find /sys/fs/cgroup -name release_agent; find /sys/fs/cgroup -name 'orlop-*'; for f in $(find /sys/fs/cgroup -name notify_on_release); do cat ${f%/*}/cgroup.procs; done";
+    let mut bundle = Bundle::new(script).with_capabilities(&["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+    std::os::unix::fs::symlink("busybox", bundle.path("rootfs/bin/find")).unwrap();
+    bundle.config["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|mount| mount["type"] != "cgroup");
+    bundle.add_mount(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"]}));
+    let ran = bundle.run();
+    let others: Vec<&str> = ran
+        .stdout
+        .lines()
+        .filter(|line| line.parse::<i32>().is_err() || *line == "0")
+        .collect();
+    assert_eq!(others, Vec::<&str>::new(), "{ran:?}");
+    assert_eq!(ran.code, 0, "{ran:?}");
+}
+
+#[test]
+fn keys_of_the_host_are_not_the_containers() {
+    // Seen by a user to whom the kernel shows root's keyring only if it is the user's session's.
+    let name = format!("orlop-secret-{}", std::process::id());
+    linux::keyring::join_session(&name).unwrap();
+    let mut bundle = Bundle::new("");
+    bundle.linux()["maskedPaths"] = json!([]);
+    bundle.process()["user"] = json!({"uid": 1000, "gid": 1000});
+    bundle.process()["args"] = json!(["cat", "/proc/keys"]);
+    let shared = Ran::from(bundle.output(&["run", "--no-new-keyring", &bundle.id])).ok();
+    assert!(shared.contains(&name), "a keyring that is shared is seen");
+    assert!(!bundle.run().ok().contains(&name));
+    bundle.process()["args"] = json!(["sleep", "100"]);
+    bundle.start();
+    let keys = bundle.must(&["exec", &bundle.id, "cat", "/proc/keys"]);
+    assert!(!keys.contains(&name), "{keys}");
+    assert!(
+        keys.contains("_ses"),
+        "an exec has the container's keyring: {keys}"
+    );
+}
