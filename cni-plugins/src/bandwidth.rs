@@ -6,7 +6,7 @@
 use linux::netlink::{Link, LinkChange, LinkKind, Netlink, NewLink, TokenBucket};
 use serde::Deserialize;
 
-use crate::protocol::{AttachmentKey, Error, NetResult, Request, all_of};
+use crate::protocol::{AttachmentKey, Error, Interface, NetResult, Request, all_of};
 use crate::{Plugin, host_end, interface, netns};
 
 pub const PLUGIN: Plugin = Plugin {
@@ -26,6 +26,18 @@ struct Limits {
     ingress_burst: i64,
     egress_rate: i64,
     egress_burst: i64,
+}
+
+impl Limits {
+    fn is_stated(&self) -> bool {
+        let all = [
+            self.ingress_rate,
+            self.ingress_burst,
+            self.egress_rate,
+            self.egress_burst,
+        ];
+        all.iter().any(|limit| *limit != 0)
+    }
 }
 
 #[derive(Deserialize)]
@@ -62,7 +74,11 @@ impl Config {
                 "shapedSubnets, unshapedSubnets: not supported",
             ));
         }
-        let limits = conf.runtime.bandwidth.unwrap_or(conf.limits);
+        // The configuration's own go first, as upstream has it.
+        let limits = match (conf.limits.is_stated(), conf.runtime.bandwidth) {
+            (false, Some(limits)) => limits,
+            _ => conf.limits,
+        };
         Ok(Self {
             receive: bucket("ingress", limits.ingress_rate, limits.ingress_burst)?,
             send: bucket("egress", limits.egress_rate, limits.egress_burst)?,
@@ -106,9 +122,6 @@ fn add(request: &Request) -> Result<NetResult, Error> {
     }
     let mut host = Netlink::open()?;
     let cable = host_end_of(request, &mut host)?;
-    if let Some(receive) = &config.receive {
-        host.set_token_bucket(cable.index, receive)?;
-    }
     if let Some(send) = &config.send {
         let device = make_device(request, &mut host, &cable)?;
         let shaped = host
@@ -116,11 +129,30 @@ fn add(request: &Request) -> Result<NetResult, Error> {
             .map_err(Error::from);
         let done = shaped.and_then(|()| Ok(host.redirect_received(cable.index, device.index)?));
         if let Err(error) = done {
-            return Err(error.and_undo(host.delete_link(device.index).map_err(Error::from)));
+            return Err(error.and_undo(undo(&mut host, &cable, Some(&device))));
         }
         result.interfaces.push(interface::report(&device, ""));
     }
+    if let Some(receive) = &config.receive
+        && let Err(cause) = host.set_token_bucket(cable.index, receive)
+    {
+        let name = device_name(request);
+        let device = host.link_by_name(&name)?.filter(|_| config.send.is_some());
+        return Err(Error::from(cause).and_undo(undo(&mut host, &cable, device.as_ref())));
+    }
     Ok(result)
+}
+
+/// Nothing is redirected to a device any more, then the device goes.
+fn undo(host: &mut Netlink, cable: &Link, device: Option<&Link>) -> Result<(), Error> {
+    let Some(device) = device else {
+        return Ok(());
+    };
+    let restored = host.stop_redirecting(cable.index).map_err(Error::from);
+    all_of([
+        restored,
+        host.delete_link(device.index).map_err(Error::from),
+    ])
 }
 
 /// The host's end of the container's cable.
@@ -137,9 +169,19 @@ fn host_end_of(request: &Request, host: &mut Netlink) -> Result<Link, Error> {
         .parent
         .filter(|_| inner.is_kind("veth"))
         .ok_or_else(no_cable)?;
-    host.link_by_index(index)?
+    let end = host
+        .link_by_index(index)?
         .filter(|link| link.is_kind("veth"))
-        .ok_or_else(no_cable)
+        .ok_or_else(no_cable)?;
+    // The number may be that of another veth here, if the cable leads to another namespace.
+    let listed = &request.required_previous()?.interfaces;
+    let is_it = |interface: &Interface| interface.sandbox.is_empty() && interface.name == end.name;
+    if !listed.iter().any(is_it) {
+        return Err(Error::failed(format!(
+            "shape {name}: no interface of the host's in prevResult is its other end"
+        )));
+    }
+    Ok(end)
 }
 
 fn make_device(request: &Request, host: &mut Netlink, cable: &Link) -> Result<Link, Error> {

@@ -3,9 +3,9 @@
 //! With `open`, which is the default, this plugin leaves forwarding as the host has it: a chain of its own can forbid,
 //! but can't allow what another table forbids, so a host that drops forwarded packets by default has to allow its
 //! containers' there. `same-bridge` keeps the networks that ask for it apart: from one bridge to another nothing is
-//! forwarded.
+//! forwarded. `isolated` does the same, and forwards nothing from a bridge to itself either.
 
-use linux::netlink::{Link, Netlink};
+use linux::netlink::{BridgePort, Link, LinkChange, Netlink};
 use linux::nftables::{
     Batch, Chain, ChainKind, Element, Family, Field, Hook, Rule, Set, Socket, Table,
 };
@@ -38,6 +38,7 @@ struct NetConf {
 enum Policy {
     Open,
     SameBridge,
+    Isolated,
 }
 
 impl Policy {
@@ -45,15 +46,16 @@ impl Policy {
         let conf: NetConf = request.config()?;
         if !["", "iptables", "nftables"].contains(&conf.backend.as_str()) {
             return Err(Error::config(format!(
-                "backend: {:?} is not supported",
+                "backend: {:?} is not supported: this plugin works by nftables, which \"iptables\" and \"nftables\" ask for too",
                 conf.backend
             )));
         }
         match conf.ingress_policy.as_str() {
             "" | "open" => Ok(Self::Open),
             "same-bridge" => Ok(Self::SameBridge),
+            "isolated" => Ok(Self::Isolated),
             other => Err(Error::config(format!(
-                "ingressPolicy: {other:?} is not supported"
+                "ingressPolicy: unknown ingress policy {other:?} (open, same-bridge or isolated)"
             ))),
         }
     }
@@ -70,12 +72,15 @@ const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 fn add(request: &Request) -> Result<NetResult, Error> {
     let policy = Policy::read(request)?;
     let result = request.required_previous()?;
-    if policy == Policy::SameBridge {
+    if policy != Policy::Open {
         let bridge = bridge(result)?;
         let mut socket = Socket::open().map_err(failed)?;
         FAMILIES
             .into_iter()
-            .try_for_each(|family| separate(&mut socket, family, &bridge.name))?;
+            .try_for_each(|family| separate(&mut socket, family, &bridge.name, policy))?;
+        if policy == Policy::Isolated {
+            isolate_ports(result, &bridge)?;
+        }
     }
     Ok(result.clone())
 }
@@ -100,8 +105,33 @@ fn bridge(result: &NetResult) -> Result<Link, Error> {
     ))
 }
 
+/// What stays on the bridge passes no rule of the IP layer: the bridge itself passes nothing from one isolated port to
+/// another.
+fn isolate_ports(result: &NetResult, bridge: &Link) -> Result<(), Error> {
+    let mut host = Netlink::open()?;
+    for interface in result.interfaces.iter().filter(|i| i.sandbox.is_empty()) {
+        let link = host.link_by_name(&interface.name)?;
+        if let Some(port) = link.filter(|link| link.master == Some(bridge.index)) {
+            let change = LinkChange {
+                port: Some(BridgePort {
+                    isolated: Some(true),
+                    ..BridgePort::default()
+                }),
+                ..LinkChange::default()
+            };
+            host.change_link(port.index, &change)?;
+        }
+    }
+    Ok(())
+}
+
 /// Adds the bridge to those that are kept apart; once it is there, nothing changes.
-fn separate(socket: &mut Socket, family: Family, bridge: &str) -> Result<(), Error> {
+fn separate(
+    socket: &mut Socket,
+    family: Family,
+    bridge: &str,
+    policy: Policy,
+) -> Result<(), Error> {
     let table = Table::new(family, TABLE);
     let mut batch = Batch::new();
     if !socket
@@ -127,7 +157,9 @@ fn separate(socket: &mut Socket, family: Family, bridge: &str) -> Result<(), Err
     }
     let key = name_key(bridge);
     batch.add_element(&table, BRIDGES, &Element::key(&key));
-    batch.add_element(&table, SAME, &Element::key(&[key, key].concat()));
+    if policy == Policy::SameBridge {
+        batch.add_element(&table, SAME, &Element::key(&[key, key].concat()));
+    }
     batch.commit(socket).map_err(failed)
 }
 
@@ -195,6 +227,15 @@ mod tests {
             ),
             (true, false, true)
         );
+        let isolated = [4, 5].map(|n| {
+            let pod = Pod::new(&format!("i{n}"));
+            let address = add(&pod, "br4", "10.4.0.0/24", "isolated");
+            (pod, address)
+        });
+        let [(first, own), (second, _)] = &isolated;
+        let from = |pod: &Pod| connect(&pod.netns, &first.netns, *own).is_some();
+        assert!(!from(second) && !from(&pods[0]), "isolated from all pods");
+        assert!(connect(&host.netns, &first.netns, *own).is_some());
         let bad: Value = json!({ "cniVersion": "1.0.0", "name": "n", "type": "firewall", "ingressPolicy": "shut" });
         assert_eq!(
             host.call("ADD", &pods[0], &bad)

@@ -4,20 +4,20 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Component, Path};
 
 use linux::namespace::{NamespaceKind, open_own};
-use linux::netlink::{Link, LinkChange, Netlink, in_namespace};
+use linux::netlink::{Link, LinkChange, Netlink};
 use serde::Deserialize;
 
-use crate::protocol::{Error, NetResult, Request};
+use crate::protocol::{Error, Interface, NetResult, Request};
 use crate::{Plugin, attach, delegate, interface, netns};
 
 pub const PLUGIN: Plugin = Plugin {
     name: "host-device",
     add,
     del,
-    check: |r| attach::check(r, |_| Ok(())),
+    check,
     gc: attach::gc,
     status: attach::status,
 };
@@ -43,161 +43,221 @@ struct RuntimeConfig {
     device_id: String,
 }
 
-fn add(request: &Request) -> Result<NetResult, Error> {
-    let conf: NetConf = request.config()?;
-    let moved = attach::add_moved(
-        request,
-        |host, netns| {
-            let link = find(host, &conf)?;
-            give(host, netns, &link, &request.attachment.ifname)
-        },
-        |netns| take_back(netns, &request.attachment.ifname),
-    )?;
-    Ok(moved)
+/// What the configuration names.
+enum Device {
+    /// An interface of the host's.
+    Link(Link),
+    /// A PCI device whose driver leaves it to programs: there is no interface to move.
+    OfPrograms,
 }
 
-fn find(host: &mut Netlink, conf: &NetConf) -> Result<Link, Error> {
-    let pci = if conf.runtime.device_id.is_empty() {
-        &conf.pci
-    } else {
-        &conf.runtime.device_id
+/// Drivers that leave a device to programs, as upstream lists them.
+const DRIVERS_FOR_PROGRAMS: [&str; 3] = ["vfio-pci", "uio_pci_generic", "igb_uio"];
+const PCI_DEVICES: &str = "/sys/bus/pci/devices";
+const AUXILIARY_DEVICES: &str = "/sys/bus/auxiliary/devices";
+
+fn add(request: &Request) -> Result<NetResult, Error> {
+    let conf: NetConf = request.config()?;
+    let device = find(&mut Netlink::open()?, &conf)?;
+    let Device::Link(link) = device else {
+        return add_without_interface(request);
     };
+    let ifname = &request.attachment.ifname;
+    attach::add_moved(
+        request,
+        |host, netns| give(host, netns, &link, ifname),
+        |netns| take_back(netns, ifname),
+    )
+}
+
+/// The addresses are for the program that drives the device.
+fn add_without_interface(request: &Request) -> Result<NetResult, Error> {
+    let mut result = match delegate::ipam_type(request) {
+        Some(_) => delegate::ipam_add(request)?,
+        None => NetResult::default(),
+    };
+    result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
+    result.interfaces = vec![Interface {
+        name: request.attachment.ifname.clone(),
+        sandbox: request.netns_path().to_owned(),
+        ..Interface::default()
+    }];
+    result.dns = request.dns().unwrap_or(result.dns);
+    Ok(result)
+}
+
+fn find(host: &mut Netlink, conf: &NetConf) -> Result<Device, Error> {
     let missing = |key: &str, value: &str| {
         Error::config(format!("{key}: failed to find host device {value:?}"))
     };
-    if !conf.device.is_empty() {
-        return host
-            .link_by_name(&conf.device)?
+    let id = &conf.runtime.device_id;
+    let (key, value, folder) = if !id.is_empty() {
+        // The runtime's word goes before the configuration's.
+        let at = [PCI_DEVICES, AUXILIARY_DEVICES].map(|bus| Path::new(bus).join(id));
+        let found = at
+            .into_iter()
+            .find(|path| !id.contains('/') && path.exists());
+        let found = found.ok_or_else(|| missing("runtimeConfig.deviceID", id))?;
+        ("runtimeConfig.deviceID", id, found)
+    } else if !conf.device.is_empty() {
+        let link = host.link_by_name(&conf.device)?;
+        return link
+            .map(Device::Link)
             .ok_or_else(|| missing("device", &conf.device));
-    }
-    if !conf.hwaddr.is_empty() {
+    } else if !conf.hwaddr.is_empty() {
         let mac = conf
             .hwaddr
             .parse()
             .map_err(|reason| Error::config(format!("hwaddr: {reason}")))?;
         let found = host.links()?.into_iter().find(|link| link.mac == Some(mac));
-        return found.ok_or_else(|| missing("hwaddr", &conf.hwaddr));
-    }
-    let (key, value, folder) = if !conf.kernel_path.is_empty() {
-        if !Path::new(&conf.kernel_path).starts_with("/sys/devices") {
+        return found
+            .map(Device::Link)
+            .ok_or_else(|| missing("hwaddr", &conf.hwaddr));
+    } else if !conf.kernel_path.is_empty() {
+        let path = Path::new(&conf.kernel_path);
+        let climbs = path.components().any(|part| part == Component::ParentDir);
+        if !path.starts_with("/sys/devices") || climbs {
             return Err(Error::config(format!(
-                "kernelpath: {:?} must be below /sys/devices",
+                "kernelpath: {:?} must be absolute and below /sys/devices",
                 conf.kernel_path
             )));
         }
-        (
-            "kernelpath",
-            &conf.kernel_path,
-            Path::new(&conf.kernel_path).join("net"),
-        )
-    } else if !pci.is_empty() && !pci.contains('/') {
-        (
-            "pciBusID",
-            pci,
-            Path::new("/sys/bus/pci/devices").join(pci).join("net"),
-        )
+        ("kernelpath", &conf.kernel_path, path.to_owned())
+    } else if !conf.pci.is_empty() && !conf.pci.contains('/') {
+        let path = Path::new(PCI_DEVICES).join(&conf.pci);
+        ("pciBusID", &conf.pci, path)
     } else {
         return Err(Error::config(
             r#"specify either "device", "hwaddr", "kernelpath" or "pciBusID""#,
         ));
     };
-    let name = fs::read_dir(&folder)
-        .ok()
-        .and_then(|mut entries| entries.next()?.ok()?.file_name().into_string().ok());
-    let name = name.ok_or_else(|| missing(key, value))?;
-    host.link_by_name(&name)?.ok_or_else(|| missing(key, value))
+    if is_of_programs(&folder) {
+        return Ok(Device::OfPrograms);
+    }
+    let name = interface_of(&folder).ok_or_else(|| missing(key, value))?;
+    let link = host.link_by_name(&name)?;
+    link.map(Device::Link).ok_or_else(|| missing(key, value))
 }
 
-/// Moves the interface into the container's namespace, then renames it there: the name may be taken on either side.
+fn is_of_programs(device: &Path) -> bool {
+    let driver = fs::read_link(device.join("driver")).unwrap_or_default();
+    let name = driver.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| DRIVERS_FOR_PROGRAMS.contains(&name))
+}
+
+/// The first interface of a device; a virtio device's is one folder further down.
+fn interface_of(device: &Path) -> Option<String> {
+    let names = |folder: &Path| -> Vec<String> {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
+    };
+    let virtio = names(device)
+        .into_iter()
+        .filter(|name| name.starts_with("virtio"))
+        .map(|name| device.join(name));
+    std::iter::once(device.to_owned())
+        .chain(virtio)
+        .find_map(|folder| names(&folder.join("net")).into_iter().next())
+}
+
+/// Moves the interface into the container's namespace and renames it on the way; it keeps its own name as its alias.
 fn give(host: &mut Netlink, netns: &OwnedFd, link: &Link, name: &str) -> Result<(), Error> {
-    let away = LinkChange {
-        up: Some(false),
+    let taken = netns::inside(netns, |inner| Ok(inner.link_by_name(name)?.is_some()))?;
+    if taken {
+        return Err(Error::failed(format!(
+            "move {} to {name}: the container has an interface of that name",
+            link.name
+        )));
+    }
+    let alias = LinkChange {
         alias: Some(&link.name),
         ..LinkChange::default()
     };
-    host.change_link(link.index, &away)?;
-    host.change_link(
-        link.index,
-        &LinkChange {
-            netns: Some(netns.as_fd()),
-            ..LinkChange::default()
-        },
-    )?;
-    let renamed = netns::inside(netns, |inner| {
-        let moved = interface::find(inner, &link.name)?;
-        if link.name == name {
-            return Ok(());
-        }
-        Ok(inner.change_link(
-            moved.index,
-            &LinkChange {
-                name: Some(name),
-                ..LinkChange::default()
-            },
-        )?)
-    });
-    renamed.map_err(|error| error.and_undo(take_back(netns, &link.name)))
+    host.change_link(link.index, &alias)?;
+    host.change_link(link.index, &moved_to(netns, name))
+        .map_err(|cause| {
+            let undone = restore(host, link);
+            Error::from(cause).and_undo(undone)
+        })
 }
 
-/// Moves the interface back under the name that it had. One that is gone is no error.
+/// An interface that couldn't be moved is as it was.
+fn restore(host: &mut Netlink, link: &Link) -> Result<(), Error> {
+    let before = LinkChange {
+        alias: Some(&link.alias),
+        up: Some(link.is_up()),
+        ..LinkChange::default()
+    };
+    Ok(host.change_link(link.index, &before)?)
+}
+
+/// Both by one message: no namespace ever has an interface of a name that isn't the right one there.
+fn moved_to<'a>(netns: &'a OwnedFd, name: &'a str) -> LinkChange<'a> {
+    LinkChange {
+        netns: Some(netns.as_fd()),
+        name: Some(name),
+        ..LinkChange::default()
+    }
+}
+
+/// Moves the interface back under the name that it had. One that is gone is no error; one whose name is another's on the
+/// host by now stays where it is, up.
 fn take_back(netns: &OwnedFd, name: &str) -> Result<(), Error> {
     let home =
         open_own(NamespaceKind::Network).map_err(|cause| Error::failed(cause.to_string()))?;
+    let mut host = Netlink::open()?;
     netns::inside(netns, |inner| {
         let Some(link) = inner.link_by_name(name)? else {
             return Ok(());
         };
         let original = if link.alias.is_empty() {
-            link.name.clone()
+            &link.name
         } else {
-            link.alias.clone()
+            &link.alias
         };
-        let back = LinkChange {
-            up: Some(false),
+        if host.link_by_name(original)?.is_some() {
+            return Err(Error::failed(format!(
+                "move {name} back to {original}: the host has an interface of that name"
+            )));
+        }
+        inner
+            .change_link(link.index, &moved_to(&home, original))
+            .map_err(|cause| {
+                let undone = restore(inner, &link);
+                Error::from(cause).and_undo(undone)
+            })?;
+        let link = interface::find(&mut host, original)?;
+        let forget = LinkChange {
+            alias: Some(""),
             ..LinkChange::default()
         };
-        inner.change_link(link.index, &back)?;
-        if original != link.name {
-            inner.change_link(
-                link.index,
-                &LinkChange {
-                    name: Some(&original),
-                    ..LinkChange::default()
-                },
-            )?;
-        }
-        inner.change_link(
-            link.index,
-            &LinkChange {
-                netns: Some(home.as_fd()),
-                ..LinkChange::default()
-            },
-        )?;
-        in_namespace(&home, || {
-            let mut host = Netlink::open()?;
-            let link = interface::find(&mut host, &original)?;
-            Ok(host.change_link(
-                link.index,
-                &LinkChange {
-                    alias: Some(""),
-                    ..LinkChange::default()
-                },
-            )?)
-        })?
+        Ok(host.change_link(link.index, &forget)?)
     })
 }
 
 fn del(request: &Request) -> Result<(), Error> {
     let netns = netns::open_if_there(request)?;
     delegate::ipam_del_and(request, || match netns {
+        // A device that is left to programs has no interface to take back.
         Some(netns) => take_back(&netns, &request.attachment.ifname),
         // The kernel has given a physical interface back to the host, and deleted any other.
         None => Ok(()),
     })
 }
 
+fn check(request: &Request) -> Result<(), Error> {
+    match find(&mut Netlink::open()?, &request.config()?) {
+        Ok(Device::OfPrograms) => delegate::ipam_pass_on(request, "CHECK"),
+        // The interface is in the container, where the check looks for it.
+        _ => attach::check(request, |_| Ok(())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use linux::netlink::{LinkKind, Netlink, NewLink};
     use serde_json::json;
 
     use crate::lab::{Host, Pod, new_namespace, wire_to_world};
@@ -231,6 +291,48 @@ mod tests {
         config["ipam"]["addresses"] = json!([]);
         host.call("ADD", &pod, &config).expect_err("no address");
         assert_eq!(host.links(), ["lo", "out0"], "given back");
+        config["ipam"]["addresses"] = json!([{ "address": "192.0.2.9/24" }]);
+        let make = |name: &'static str| {
+            move || {
+                let link = NewLink::new(name, LinkKind::Ifb);
+                Netlink::open()
+                    .expect("netlink")
+                    .add_link(&link)
+                    .expect("make");
+            }
+        };
+        let delete = |name: &'static str| {
+            move || {
+                let mut netlink = Netlink::open().expect("netlink");
+                let link = netlink.link_by_name(name).expect("get").expect("link");
+                netlink.delete_link(link.index).expect("delete");
+            }
+        };
+        // A name that is taken, on either side, is told and changes nothing.
+        pod.inside(make("eth0"));
+        let error = host.call("ADD", &pod, &config).expect_err("taken inside");
+        assert_eq!(
+            error["msg"],
+            "move out0 to eth0: the container has an interface of that name"
+        );
+        assert_eq!(host.links(), ["lo", "out0"]);
+        pod.inside(delete("eth0"));
+        host.call("ADD", &pod, &config).expect("add");
+        host.inside(make("out0"));
+        let error = host.call("DEL", &pod, &config).expect_err("taken outside");
+        assert_eq!(
+            error["msg"],
+            "move eth0 back to out0: the host has an interface of that name"
+        );
+        let is_up = pod.inside(|| {
+            let link = Netlink::open().expect("netlink").link_by_name("eth0");
+            link.expect("get").expect("stays").is_up()
+        });
+        assert!(is_up);
+        host.inside(delete("out0"));
+        host.call("DEL", &pod, &config).expect("del");
+        assert_eq!(host.links(), ["lo", "out0"]);
+
         config["device"] = json!("none0");
         let error = host.call("ADD", &pod, &config).expect_err("no device");
         assert_eq!(error["msg"], "device: failed to find host device \"none0\"");

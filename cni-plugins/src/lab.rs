@@ -110,16 +110,7 @@ impl Host {
         more: &[(&str, &str)],
         config: &Value,
     ) -> Result<Value, Value> {
-        let standard = [
-            ("CNI_COMMAND", command),
-            ("CNI_IFNAME", "eth0"),
-            ("CNI_PATH", "/usr/lib/cni"),
-        ];
-        let env = standard
-            .iter()
-            .chain(more)
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        let env: BTreeMap<String, String> = env.collect();
+        let env = environment(command, more);
         let name = config["type"].as_str().expect("type");
         let stdin = config.to_string();
         let output = self
@@ -131,6 +122,15 @@ impl Host {
         } else {
             Err(value)
         }
+    }
+
+    /// The variables of a call for a pod.
+    pub fn env(&self, command: &str, pod: &Pod) -> BTreeMap<String, String> {
+        let path = pod.path();
+        environment(
+            command,
+            &[("CNI_CONTAINERID", &pod.id), ("CNI_NETNS", &path)],
+        )
     }
 
     /// The names of the host's interfaces.
@@ -159,6 +159,17 @@ impl Host {
         ips.sort();
         ips
     }
+}
+
+fn environment(command: &str, more: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let standard = [
+        ("CNI_COMMAND", command),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/usr/lib/cni"),
+    ];
+    let env = standard.iter().chain(more);
+    env.map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect()
 }
 
 impl Pod {

@@ -113,7 +113,10 @@ fn dispatch(
     }
     let request = Request::parse(command, env, stdin)?;
     let done = match command {
-        Command::Add => (plugin.add)(&request).map(|result| result.encode(request.version)),
+        Command::Add => (plugin.add)(&request).and_then(|result| {
+            let encoded = result.encode(request.version);
+            encoded.map_err(|error| error.and_undo((plugin.del)(&request)))
+        }),
         Command::Del => (plugin.del)(&request).map(|()| Vec::new()),
         Command::Check => (plugin.check)(&request).map(|()| Vec::new()),
         Command::Gc => (plugin.gc)(&request).map(|()| Vec::new()),

@@ -1,6 +1,8 @@
 //! `sbr`: source-based routing. What is sent from an address of this interface leaves by it, whatever the main table
 //! says: a container with several interfaces answers each where it was asked.
 
+use std::net::IpAddr;
+
 use linux::netlink::{Destination, Netlink, Route, SourceRule};
 use serde::Deserialize;
 
@@ -13,59 +15,131 @@ pub const PLUGIN: Plugin = Plugin {
     del,
     check,
     gc: |_| Ok(()),
-    status: |request| request.config::<NetConf>().map(drop),
+    status: |request| NetConf::read(request).map(drop),
 };
 
 /// Upstream's keys.
 #[derive(Deserialize)]
 struct NetConf {
-    /// The table to use; the next unused one from 100 on if absent.
-    #[serde(default)]
+    /// The table that the rules lead to, whose routes are others' business; if absent, a table for each address gets the
+    /// interface's routes.
     table: Option<u32>,
+    /// Default gateways, at most one of a family; the addresses' own if absent.
+    #[serde(default)]
+    gateways: Vec<IpAddr>,
+    /// The routes to what is on the link stay in the main table too, from the address.
+    #[serde(default, rename = "addSourceHints")]
+    add_source_hints: bool,
 }
 
 const MAIN_TABLE: u32 = 254;
 const FIRST_TABLE: u32 = 100;
 
+impl NetConf {
+    fn read(request: &Request) -> Result<Self, Error> {
+        let conf: Self = request.config()?;
+        for v6 in [false, true] {
+            if conf.gateways.iter().filter(|ip| ip.is_ipv6() == v6).count() > 1 {
+                return Err(Error::config(
+                    "gateways: more than one of a family (one IPv4, one IPv6)",
+                ));
+            }
+        }
+        Ok(conf)
+    }
+
+    /// The default gateway beside an address.
+    fn gateway(&self, ip: &IpConfig) -> Option<IpAddr> {
+        let v6 = ip.address.addr().is_ipv6();
+        let own = self.gateways.iter().find(|gateway| gateway.is_ipv6() == v6);
+        own.copied().or(ip.gateway)
+    }
+}
+
 fn add(request: &Request) -> Result<NetResult, Error> {
-    let conf: NetConf = request.config()?;
+    let conf = NetConf::read(request)?;
     let result = request.required_previous()?;
     let netns = netns::open(request)?;
-    let name = &request.attachment.ifname;
     netns::inside(&netns, |inner| {
-        let index = interface::find(inner, name)?.index;
-        let own: Vec<Route> = inner
-            .routes(MAIN_TABLE)?
-            .into_iter()
-            .filter(|route| route.index == Some(index))
-            .collect();
-        for ip in addresses(request, result) {
-            let table = match conf.table {
-                Some(table) => table,
-                None => free_table(inner)?,
-            };
-            route_by_source(inner, index, table, ip, &own)?;
-        }
-        // The kernel's own, to what is on the link, stay: others may need to reach it too.
-        own.iter()
-            .filter(|route| route.protocol != KERNEL)
-            .try_for_each(|route| Ok(inner.delete_route(route)?))
+        let index = interface::find(inner, &request.attachment.ifname)?.index;
+        let mut rules = Vec::new();
+        let routed = route_all(inner, index, &conf, request, result, &mut rules);
+        routed.map_err(|error| {
+            let deleted = rules.iter().map(|rule| inner.delete_source_rule(rule));
+            error.and_undo(all_of(deleted.map(|done| done.map_err(Error::from))))
+        })
     })?;
     Ok(result.clone())
 }
 
-/// `RTPROT_KERNEL`
-const KERNEL: u8 = 2;
+/// Adds the rules, noting each in `rules`, then moves the interface's routes from the main table to theirs.
+fn route_all(
+    inner: &mut Netlink,
+    index: u32,
+    conf: &NetConf,
+    request: &Request,
+    result: &NetResult,
+    rules: &mut Vec<SourceRule>,
+) -> Result<(), Error> {
+    let own: Vec<Route> = inner
+        .routes(MAIN_TABLE)?
+        .into_iter()
+        .filter(|route| route.index == Some(index))
+        .collect();
+    for ip in addresses(request, result) {
+        let table = match conf.table {
+            Some(table) => table,
+            None => free_table(inner)?,
+        };
+        let rule = SourceRule {
+            source: ip.address.addr().into(),
+            table,
+            priority: None,
+        };
+        inner.add_source_rule(&rule)?;
+        rules.push(rule);
+        if conf.table.is_none() {
+            fill_table(inner, index, table, ip, conf.gateway(ip), &own)?;
+        }
+    }
+    if conf.table.is_some() {
+        return Ok(());
+    }
+    let stays = |route: &Route| conf.add_source_hints && route.gateway.is_none();
+    // Routes by a gateway first: they need the ones to what is on the link.
+    let mut leaving: Vec<&Route> = own.iter().filter(|route| !stays(route)).collect();
+    leaving.sort_by_key(|route| route.gateway.is_none());
+    for (number, route) in leaving.iter().enumerate() {
+        if let Err(cause) = inner.delete_route(route) {
+            let gone = leaving.iter().take(number).rev();
+            let back = all_of(gone.map(|route| inner.replace_route(route).map_err(Error::from)));
+            return Err(Error::from(cause).and_undo(back));
+        }
+    }
+    if conf.add_source_hints {
+        for ip in addresses(request, result) {
+            inner.replace_route(&Route {
+                source: Some(ip.address.addr()),
+                ..Route::link(ip.address.trunc(), index)
+            })?;
+        }
+    }
+    Ok(())
+}
 
-/// The interface's addresses in the result.
-fn addresses<'a>(request: &Request, result: &'a NetResult) -> impl Iterator<Item = &'a IpConfig> {
-    let at = result
-        .container_interface(&request.attachment.ifname)
-        .map(|(at, _)| at);
+/// The interface's addresses in the result: those that are not another interface's.
+fn addresses<'a>(
+    request: &'a Request,
+    result: &'a NetResult,
+) -> impl Iterator<Item = &'a IpConfig> {
+    let own = |at: usize| {
+        let interface = result.interfaces.get(at);
+        interface.is_none_or(|interface| interface.name == request.attachment.ifname)
+    };
     result
         .ips
         .iter()
-        .filter(move |ip| ip.interface.is_none() || ip.interface == at)
+        .filter(move |ip| ip.interface.is_none_or(own))
 }
 
 /// The first table, from 100 on, that no rule leads to.
@@ -75,29 +149,36 @@ fn free_table(inner: &mut Netlink) -> Result<u32, Error> {
         .iter()
         .map(|rule| rule.table)
         .collect();
-    (FIRST_TABLE..)
-        .find(|table| !taken.contains(table) && !(253..=255).contains(table))
-        .ok_or_else(|| Error::failed("sbr: no free routing table"))
+    for table in FIRST_TABLE.. {
+        if !taken.contains(&table)
+            && !(253..=255).contains(&table)
+            && inner.routes(table)?.is_empty()
+        {
+            return Ok(table);
+        }
+    }
+    Err(Error::failed("sbr: no free routing table"))
 }
 
-/// A rule for the address, and in its table the interface's routes of the family, with a default route by the
-/// address's gateway.
-fn route_by_source(
+/// Gives an address's table a default route by the gateway, and those of the interface's routes that are of the
+/// address's subnet or of no particular one.
+fn fill_table(
     inner: &mut Netlink,
     index: u32,
     table: u32,
     ip: &IpConfig,
+    gateway: Option<IpAddr>,
     own: &[Route],
 ) -> Result<(), Error> {
     let v6 = ip.address.addr().is_ipv6();
-    inner.add_source_rule(&SourceRule {
-        source: ip.address.addr().into(),
-        table,
-        priority: None,
-    })?;
+    let is_of = |route: &Route| {
+        let inside = |other: Option<IpAddr>| other.is_some_and(|ip2| ip.address.contains(&ip2));
+        let general = route.source.is_none() && route.gateway.is_none();
+        inside(route.source) || inside(route.gateway) || general
+    };
     let mut own: Vec<&Route> = own
         .iter()
-        .filter(|route| route.destination.is_ipv6() == v6)
+        .filter(|route| route.destination.is_ipv6() == v6 && is_of(route))
         .collect();
     // What is on the link first: a gateway has to be reachable when a route by it is added.
     own.sort_by_key(|route| route.gateway.is_some());
@@ -107,7 +188,7 @@ fn route_by_source(
             ..route.clone()
         })?;
     }
-    let Some(gateway) = ip.gateway else {
+    let Some(gateway) = gateway else {
         return Ok(());
     };
     let everything = if v6 {
@@ -171,6 +252,8 @@ fn check(request: &Request) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use linux::netlink::{Destination, Netlink};
     use serde_json::json;
 
@@ -220,12 +303,70 @@ mod tests {
         assert!(
             !has_default(254, Destination::DefaultV4) && !has_default(254, Destination::DefaultV6)
         );
-        let gateway = "10.1.0.1:80".parse().expect("address");
-        assert!(crate::lab::connect(&pod.netns, &host.netns, gateway).is_some());
+        let main = pod.inside(|| Netlink::open().expect("netlink").routes(254));
+        assert_eq!(main.expect("routes"), [], "moved");
         host.call("CHECK", &pod, &config).expect("check");
         host.call("DEL", &pod, &config).expect("del");
         host.call("DEL", &pod, &config).expect("del again");
         assert!(rules().is_empty());
         host.call("CHECK", &pod, &config).expect_err("gone");
+    }
+
+    #[test]
+    fn source_hints_keep_the_link_reachable_and_gateways_can_be_stated() {
+        let host = Host::new();
+        let pod = Pod::new("a");
+        let result = host
+            .call("ADD", &pod, &host.bridge_config())
+            .expect("bridge");
+        let mut config = json!({
+            "cniVersion": "1.1.0",
+            "name": "net",
+            "type": "sbr",
+            "addSourceHints": true,
+            "gateways": ["10.1.0.254", "fd00:1::fe"],
+            "prevResult": result,
+        });
+        host.call("ADD", &pod, &config).expect("add");
+        for (table, gateway) in [(100, "10.1.0.254"), (101, "fd00:1::fe")] {
+            let routes = pod.inside(|| Netlink::open().expect("netlink").routes(table));
+            let gateway = gateway.parse().ok();
+            assert!(
+                routes
+                    .expect("routes")
+                    .iter()
+                    .any(|route| route.gateway == gateway)
+            );
+        }
+        let gateway = "10.1.0.1:80".parse().expect("address");
+        let seen = crate::lab::connect(&pod.netns, &host.netns, gateway);
+        assert_eq!(seen, "10.1.0.2".parse().ok());
+        config["gateways"] = json!(["10.1.0.254", "10.1.0.253"]);
+        let error = host
+            .call("ADD", &pod, &config)
+            .expect_err("two of a family");
+        assert!(
+            error["msg"]
+                .as_str()
+                .expect("msg")
+                .starts_with("gateways: ")
+        );
+    }
+
+    #[test]
+    fn a_failure_takes_the_rules_back() {
+        let host = Host::new();
+        let pod = Pod::new("a");
+        let mut result = host
+            .call("ADD", &pod, &host.bridge_config())
+            .expect("bridge");
+        result["ips"][1]["gateway"] = json!("fd00:2::1");
+        let config =
+            json!({ "cniVersion": "1.1.0", "name": "net", "type": "sbr", "prevResult": result });
+        let routes = || pod.inside(|| Netlink::open().expect("netlink").routes(254));
+        let before = routes();
+        host.call("ADD", &pod, &config).expect_err("no way there");
+        let rules = pod.inside(|| Netlink::open().expect("netlink").source_rules());
+        assert_eq!((rules, routes()), (Ok(Vec::new()), before));
     }
 }

@@ -58,8 +58,8 @@ fn make_cable(
     let change = LinkChange {
         alias: Some(&alias),
         port: Some(BridgePort {
-            hairpin: config.hairpin,
-            isolated: config.isolated,
+            hairpin: Some(config.hairpin),
+            isolated: Some(config.isolated),
         }),
         ..LinkChange::default()
     };
@@ -90,18 +90,24 @@ fn connect(
         ));
     }
     let mut addresses = delegate::ipam_add(request)?;
+    let mut vlan_gateway = None;
     let done = (|| {
         if addresses.ips.is_empty() {
             return Err(Error::failed("IPAM plugin returned missing IP config"));
         }
         let gateways = plan_gateways(config, &mut addresses);
-        prepare_host(config, host, bridge, &gateways, &addresses)?;
+        vlan_gateway = prepare_host(config, host, bridge, &gateways, &addresses)?;
         let inner = finish_inside(request, config, netns, Some(&addresses))?;
         check_sender(request, config, cable, &inner)?;
         Ok(inner)
     })();
     match done {
-        Ok(inner) => Ok(describe(request, bridge, cable, inner, addresses)),
+        Ok(inner) => {
+            let mut result = describe(request, bridge, cable, inner, addresses);
+            let gateway = vlan_gateway.map(|link| interface::report(&link, ""));
+            result.interfaces.extend(gateway);
+            Ok(result)
+        }
         Err(error) => Err(error.and_undo(delegate::ipam_del(request))),
     }
 }
@@ -143,24 +149,27 @@ fn first_of(net: IpNet) -> IpAddr {
     }
 }
 
+/// Returns the interface that has the gateway's address, if it is not the bridge.
 fn prepare_host(
     config: &Config,
     host: &mut Netlink,
     bridge: &Link,
     gateways: &[IpNet],
     result: &NetResult,
-) -> Result<(), Error> {
+) -> Result<Option<Link>, Error> {
+    let mut other = None;
     if config.is_gateway {
         let gateway = vlan::gateway(host, bridge, config)?;
         for address in gateways {
             host::ensure_address(host, &gateway, *address, config.force_address)?;
         }
         interface::enable_forwarding(gateways.iter().map(IpNet::addr))?;
+        other = Some(gateway).filter(|gateway| gateway.index != bridge.index);
     }
     if config.masquerade {
         masquerade::ensure(result.ips.iter().map(|ip: &IpConfig| ip.address))?;
     }
-    Ok(())
+    Ok(other)
 }
 
 /// The last step that can fail: its elements appear together or not at all.

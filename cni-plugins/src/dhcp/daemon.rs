@@ -259,7 +259,7 @@ impl Shared {
             .get(&key)
             .map(|entry| entry.held.clone());
         if let Some(held) = present.filter(|held| held.is_of(identity)) {
-            return Ok(held.lease.result(held.priority).encode(request.version));
+            return held.lease.result(held.priority).encode(request.version);
         }
         let patience = Patience {
             timeout: self.config.timeout,
@@ -274,7 +274,7 @@ impl Shared {
                     request.attachment.ifname, request.attachment.container_id
                 ))
             })?;
-        let result = lease.result(options.priority).encode(request.version);
+        let result = lease.result(options.priority).encode(request.version)?;
         let held = Held::new(
             request,
             netns,

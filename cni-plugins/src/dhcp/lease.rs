@@ -183,7 +183,10 @@ mod tests {
 
     fn routes_of(options: &[(u8, &[u8])]) -> Value {
         let lease = Lease::read(&ack(options)).expect("lease");
-        let result = lease.result(Some(7)).encode(Version::V1_1_0);
+        let result = lease
+            .result(Some(7))
+            .encode(Version::V1_1_0)
+            .expect("encode");
         serde_json::from_slice::<Value>(&result).expect("json")["routes"].clone()
     }
 

@@ -30,6 +30,16 @@ impl Error {
         ))
     }
 
+    /// 1: the configuration's version doesn't have the command yet.
+    pub fn too_old(command: &str) -> Self {
+        Self::new(1, format!("config version does not allow {command}"))
+    }
+
+    /// 1: the result is of a kind that the configuration's version has no place for.
+    pub fn inexpressible(msg: impl Into<String>) -> Self {
+        Self::new(1, msg)
+    }
+
     /// 4: a variable is missing or has no acceptable value.
     pub fn environment(msg: impl Into<String>) -> Self {
         Self::new(4, msg)

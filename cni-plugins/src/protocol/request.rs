@@ -87,6 +87,18 @@ impl Command {
         }
     }
 
+    /// As in `CNI_COMMAND`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+            Self::Version => "VERSION",
+        }
+    }
+
     /// The version that introduced it.
     fn since(self) -> Version {
         match self {
@@ -107,12 +119,13 @@ impl Request {
         env: &BTreeMap<String, String>,
         stdin: &[u8],
     ) -> Result<Self, (Option<String>, Error)> {
-        let config: Value = serde_json::from_slice(stdin).map_err(|cause| {
+        let mut config: Value = serde_json::from_slice(stdin).map_err(|cause| {
             (
                 None,
                 Error::decode(format!("decode network configuration: {cause}")),
             )
         })?;
+        normalize(&mut config);
         let version = Version::of(&config).map_err(|error| (None, error))?;
         Self::checked(command, env, stdin, config, version)
             .map_err(|error| (Some(version.name().to_owned()), error))
@@ -136,8 +149,7 @@ impl Request {
             return Err(missing(&absent));
         }
         if version < command.since() {
-            let what = format!("config version does not allow {command:?}");
-            return Err(Error::incompatible_version(version.name()).during(what));
+            return Err(Error::too_old(command.name()));
         }
         let attachment = AttachmentKey {
             container_id: variable("CNI_CONTAINERID"),
@@ -207,14 +219,45 @@ impl Request {
     }
 
     /// The configuration's own resolver settings, which go before an address plugin's.
+    /// Also empty lists do.
     pub fn dns(&self) -> Option<Dns> {
-        let stated = serde_json::from_value(self.config.get("dns")?.clone()).ok()?;
-        Some(stated).filter(|dns| *dns != Dns::default())
+        let stated = self.config.get("dns")?;
+        let states = |key| stated.get(key).is_some_and(|value| *value != "");
+        ["nameservers", "search", "options", "domain"]
+            .into_iter()
+            .any(states)
+            .then(|| serde_json::from_value(stated.clone()).ok())?
     }
 
     /// Whether the runtime ends the namespace after this DEL ([`NETNS_ENDS`]).
     pub fn netns_ends(&self) -> bool {
         self.env.get(NETNS_ENDS).is_some_and(|value| value == "1")
+    }
+}
+
+/// What Go's programs write and read: a `null` for what is absent, and `runtimeConfig` in other cases too.
+fn normalize(config: &mut Value) {
+    drop_nulls(config);
+    let Some(object) = config.as_object_mut() else {
+        return;
+    };
+    const KEY: &str = "runtimeConfig";
+    let other = object
+        .keys()
+        .find(|key| *key != KEY && key.eq_ignore_ascii_case(KEY));
+    if let Some(value) = other.cloned().and_then(|other| object.remove(&other)) {
+        object.entry(KEY).or_insert(value);
+    }
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            object.retain(|_, value| !value.is_null());
+            object.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_nulls),
+        _ => {}
     }
 }
 

@@ -147,9 +147,33 @@ impl NetResult {
         Ok(result)
     }
 
-    /// Writes the result in `version`, leaving out what that has no place for.
-    pub fn encode(&self, version: Version) -> Vec<u8> {
-        format!("{:#}\n", Value::Object(self.object(version))).into_bytes()
+    /// Writes the result in `version`, leaving out properties that it has no place for.
+    ///
+    /// # Errors
+    /// Code 1 for addresses that it has no place for.
+    pub fn encode(&self, version: Version) -> Result<Vec<u8>, Error> {
+        if version <= Version::V0_2_0 {
+            let of_family = |v6| {
+                self.ips
+                    .iter()
+                    .filter(move |ip| ip.address.addr().is_ipv6() == v6)
+            };
+            if self.ips.is_empty() {
+                return Err(Error::inexpressible(
+                    "cannot convert: no valid IP addresses",
+                ));
+            }
+            if [false, true]
+                .into_iter()
+                .any(|v6| of_family(v6).count() > 1)
+            {
+                return Err(Error::inexpressible(format!(
+                    "CNI version {} does not support more than 1 address per family",
+                    version.name()
+                )));
+            }
+        }
+        Ok(format!("{:#}\n", Value::Object(self.object(version))).into_bytes())
     }
 
     fn object(&self, version: Version) -> Map<String, Value> {

@@ -119,7 +119,8 @@ fn result() -> NetResult {
 #[test]
 fn a_result_reads_back_what_its_version_can_say() {
     let read = |version: Version| {
-        let value = serde_json::from_slice(&result().encode(version)).expect("JSON");
+        let value =
+            serde_json::from_slice(&result().encode(version).expect("encode")).expect("JSON");
         NetResult::decode(&value).expect("decode")
     };
     assert_eq!(read(Version::V1_1_0), result());
@@ -140,9 +141,62 @@ fn a_result_reads_back_what_its_version_can_say() {
 
 #[test]
 fn versions_between_0_3_and_1_0_state_the_family_of_each_address() {
-    let value: Value = serde_json::from_slice(&result().encode(Version::V0_4_0)).expect("JSON");
+    let value: Value =
+        serde_json::from_slice(&result().encode(Version::V0_4_0).expect("encode")).expect("JSON");
     assert_eq!(value["ips"][0]["version"], "4");
     assert_eq!(value["ips"][1]["version"], "6");
-    let value: Value = serde_json::from_slice(&result().encode(Version::V1_0_0)).expect("JSON");
+    let value: Value =
+        serde_json::from_slice(&result().encode(Version::V1_0_0).expect("encode")).expect("JSON");
     assert_eq!(value["ips"][0].get("version"), None);
+}
+
+#[test]
+fn what_go_writes_is_read_nulls_and_keys_in_other_cases() {
+    let config = json!({
+        "cniVersion": "1.0.0",
+        "name": "net",
+        "ipam": { "routes": null, "ranges": [{ "gateway": null }] },
+        "prevResult": null,
+        "RuntimeConfig": { "mac": "0a:00:00:00:00:01" },
+        "dns": { "nameservers": null, "domain": "" },
+    });
+    let request = parse(Command::Add, ADD, &config).expect("request");
+    assert_eq!(request.config["ipam"], json!({ "ranges": [{}] }));
+    assert_eq!(request.config["runtimeConfig"]["mac"], "0a:00:00:00:00:01");
+    assert_eq!((request.previous.is_none(), request.dns()), (true, None));
+    let config = json!({ "cniVersion": "1.0.0", "name": "net", "dns": { "nameservers": [] } });
+    let request = parse(Command::Add, ADD, &config).expect("request");
+    assert_eq!(
+        request.dns(),
+        Some(Dns::default()),
+        "an empty list is a word too"
+    );
+}
+
+#[test]
+fn old_versions_refuse_what_they_have_no_place_for() {
+    let refusal = |result: NetResult| {
+        let error = result.encode(Version::V0_2_0).expect_err("no place");
+        serde_json::from_slice::<Value>(&error.report(None)).expect("JSON")
+    };
+    let mut two = result();
+    two.ips.push(two.ips[0].clone());
+    let error = refusal(two);
+    assert_eq!(
+        (&error["code"], &error["msg"]),
+        (
+            &json!(1),
+            &json!("CNI version 0.2.0 does not support more than 1 address per family")
+        )
+    );
+    assert_eq!(
+        refusal(NetResult::default())["msg"],
+        "cannot convert: no valid IP addresses"
+    );
+    let config = json!({ "cniVersion": "0.3.1", "name": "net" });
+    let error = parse(Command::Check, ADD, &config).expect_err("too old");
+    assert_eq!(
+        (&error["code"], &error["msg"]),
+        (&json!(1), &json!("config version does not allow CHECK"))
+    );
 }

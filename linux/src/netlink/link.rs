@@ -161,13 +161,13 @@ pub struct LinkChange<'a> {
     pub vlan_filtering: Option<bool>,
 }
 
-/// How a bridge treats one of its ports.
+/// How a bridge treats one of its ports; what is absent stays.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BridgePort {
     /// A frame may go back out by the port that it came in by.
-    pub hairpin: bool,
+    pub hairpin: Option<bool>,
     /// No frames to or from other isolated ports.
-    pub isolated: bool,
+    pub isolated: Option<bool>,
 }
 
 impl Netlink {
@@ -317,8 +317,13 @@ fn change_request(index: u32, change: &LinkChange<'_>) -> Message {
         message.nested(libc::IFLA_LINKINFO, |info| {
             info.bytes(libc::IFLA_INFO_SLAVE_KIND, b"bridge");
             info.nested(libc::IFLA_INFO_SLAVE_DATA, |data| {
-                data.u8(IFLA_BRPORT_MODE, port.hairpin.into());
-                data.u8(IFLA_BRPORT_ISOLATED, port.isolated.into());
+                let properties = [
+                    (IFLA_BRPORT_MODE, port.hairpin),
+                    (IFLA_BRPORT_ISOLATED, port.isolated),
+                ];
+                for (kind, on) in properties {
+                    on.into_iter().for_each(|on| data.u8(kind, on.into()));
+                }
             });
         });
     }
@@ -412,10 +417,7 @@ impl fmt::Display for LinkChange<'_> {
         parts.extend(self.all_multicast.map(|v| format!("all multicast {v}")));
         parts.extend(self.tx_queue_len.map(|v| format!("queue length {v}")));
         parts.extend(self.netns.map(|_| "another namespace".to_owned()));
-        parts.extend(
-            self.port
-                .map(|v| format!("bridge port hairpin {} isolated {}", v.hairpin, v.isolated)),
-        );
+        parts.extend(self.port.map(|v| format!("bridge port {v:?}")));
         parts.extend(self.vlan_filtering.map(|v| format!("vlan filtering {v}")));
         f.write_str(&parts.join(", "))
     }

@@ -78,8 +78,8 @@ fn a_veth_is_made_whole_by_one_message_with_its_peer_in_another_namespace() {
         );
 
         let port = BridgePort {
-            hairpin: true,
-            isolated: true,
+            hairpin: Some(true),
+            isolated: Some(true),
         };
         let change = LinkChange {
             port: Some(port),

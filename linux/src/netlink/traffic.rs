@@ -109,6 +109,20 @@ impl Netlink {
         });
         self.execute(filter).map_err(failed)
     }
+
+    /// Ends what [`Netlink::redirect_received`] began. Nothing to end is no error.
+    ///
+    /// # Errors
+    /// None that can be foreseen.
+    pub fn stop_redirecting(&mut self, index: u32) -> Result<()> {
+        let fixed = header(index, INGRESS_HANDLE, TC_H_INGRESS, 0);
+        match self.execute(Message::new(libc::RTM_DELQDISC, libc::NLM_F_ACK, &fixed)) {
+            Err(refusal) if ![libc::ENOENT, libc::EINVAL].contains(&refusal.errno) => {
+                Err(refusal.on("stop redirecting", format!("interface {index}")))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// `struct tcmsg`

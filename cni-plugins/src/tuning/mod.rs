@@ -2,17 +2,19 @@
 //!
 //! The interface's former properties are kept in a file until DEL, which gives them back: the interface may be lent.
 
-use std::collections::BTreeMap;
+mod allowlist;
+mod config;
+
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use linux::netlink::{Link, LinkChange, MacAddress, Netlink, read_sysctl, write_sysctl};
+use linux::netlink::{Link, LinkChange, Netlink, read_sysctl, write_sysctl};
 use serde::{Deserialize, Serialize};
 
-use crate::attach::MacConf;
 use crate::protocol::{Error, NetResult, Request, all_of};
 use crate::{Plugin, interface, netns};
+use config::Config;
 
 pub const PLUGIN: Plugin = Plugin {
     name: "tuning",
@@ -22,37 +24,6 @@ pub const PLUGIN: Plugin = Plugin {
     gc,
     status: |request| Config::read(request).map(drop),
 };
-
-/// Upstream's keys.
-#[derive(Deserialize)]
-struct NetConf {
-    #[serde(default, rename = "sysctl")]
-    sysctls: BTreeMap<String, String>,
-    #[serde(flatten)]
-    mac: MacConf,
-    #[serde(default)]
-    mtu: u32,
-    #[serde(default)]
-    promisc: bool,
-    #[serde(default)]
-    allmulti: Option<bool>,
-    #[serde(default, rename = "txQLen")]
-    tx_queue_len: Option<u32>,
-    #[serde(default, rename = "dataDir")]
-    data_dir: String,
-}
-
-/// What is to be changed, all checked.
-struct Config {
-    /// Paths below `/proc/sys`, with their values.
-    sysctls: Vec<(Vec<String>, String)>,
-    mac: Option<MacAddress>,
-    mtu: Option<u32>,
-    promiscuous: Option<bool>,
-    all_multicast: Option<bool>,
-    tx_queue_len: Option<u32>,
-    backup: PathBuf,
-}
 
 /// The interface's properties as they were, in the form of upstream's file.
 #[derive(Serialize, Deserialize)]
@@ -69,91 +40,15 @@ struct Backup {
     tx_queue_len: Option<u32>,
 }
 
-const DATA_DIR: &str = "/run/cni/tuning";
-
-impl Config {
-    fn read(request: &Request) -> Result<Self, Error> {
-        let conf: NetConf = request.config()?;
-        let ifname = &request.attachment.ifname;
-        let sysctl =
-            |(key, value): (&String, &String)| Ok((sysctl_path(key, ifname)?, value.clone()));
-        let data_dir = if conf.data_dir.is_empty() {
-            DATA_DIR
-        } else {
-            &conf.data_dir
-        };
-        Ok(Self {
-            sysctls: conf
-                .sysctls
-                .iter()
-                .map(sysctl)
-                .collect::<Result<_, Error>>()?,
-            mac: conf.mac.read(request)?,
-            mtu: Some(conf.mtu).filter(|mtu| *mtu != 0),
-            promiscuous: Some(true).filter(|_| conf.promisc),
-            all_multicast: conf.allmulti,
-            tx_queue_len: conf.tx_queue_len,
-            backup: Path::new(data_dir)
-                .join(format!("{}_{ifname}.json", request.attachment.container_id)),
-        })
-    }
-
-    fn change(&self) -> LinkChange<'static> {
-        LinkChange {
-            mac: self.mac,
-            mtu: self.mtu,
-            promiscuous: self.promiscuous,
-            all_multicast: self.all_multicast,
-            tx_queue_len: self.tx_queue_len,
-            ..LinkChange::default()
-        }
-    }
-
-    fn changes_link(&self) -> bool {
-        self.mac.is_some()
-            || self.mtu.is_some()
-            || self.promiscuous.is_some()
-            || self.all_multicast.is_some()
-            || self.tx_queue_len.is_some()
-    }
-}
-
-/// `net.ipv4.conf.IFNAME.arp_notify`, or with slashes where a name has dots; only the network's own.
-fn sysctl_path(key: &str, ifname: &str) -> Result<Vec<String>, Error> {
-    let separator = if key.contains('/') { '/' } else { '.' };
-    let parts: Vec<&str> = key
-        .split(separator)
-        .filter(|part| !part.is_empty())
-        .collect();
-    if parts.first() != Some(&"net") || parts.iter().any(|part| *part == ".." || part.contains('/'))
-    {
-        return Err(Error::config(format!(
-            "sysctl: invalid net sysctl key: {key:?}"
-        )));
-    }
-    Ok(parts
-        .into_iter()
-        .map(|part| part.replace("IFNAME", ifname))
-        .collect())
-}
-
 fn add(request: &Request) -> Result<NetResult, Error> {
     let config = Config::read(request)?;
     let mut result = request.required_previous()?.clone();
     let netns = netns::open(request)?;
     let name = &request.attachment.ifname;
-    let link = netns::inside(&netns, |inner| {
-        for (path, value) in &config.sysctls {
-            write_sysctl(&words(path), value)?;
-        }
-        let link = interface::find(inner, name)?;
-        if !config.changes_link() {
-            return Ok(link);
-        }
-        save(&config.backup, &Backup::of(&link, &config))?;
-        inner.change_link(link.index, &config.change())?;
-        interface::find(inner, name)
-    })?;
+    let link = netns::inside(&netns, |inner| change(inner, name, &config))?;
+    let Some(link) = link else {
+        return Ok(result);
+    };
     for reported in result
         .interfaces
         .iter_mut()
@@ -167,6 +62,33 @@ fn add(request: &Request) -> Result<NetResult, Error> {
         }
     }
     Ok(result)
+}
+
+/// Writes the sysctls, then changes the interface and returns it; what was written before a step that failed is written
+/// back.
+fn change(inner: &mut Netlink, name: &str, config: &Config) -> Result<Option<Link>, Error> {
+    let mut former = Vec::new();
+    let done = (|| {
+        for (path, value) in &config.sysctls {
+            let path = words(path);
+            let present = read_sysctl(&path)?;
+            write_sysctl(&path, value)?;
+            former.push((path, present));
+        }
+        if !config.changes_link() {
+            return Ok(None);
+        }
+        let link = interface::find(inner, name)?;
+        save(&config.backup, &Backup::of(&link, config))?;
+        let changed = inner.change_link(link.index, &config.change());
+        changed.map_err(|cause| Error::from(cause).and_undo(remove(&config.backup)))?;
+        interface::find(inner, name).map(Some)
+    })();
+    done.map_err(|error: Error| {
+        let back = former.iter().rev();
+        let back = back.map(|(path, value)| write_sysctl(path, value).map_err(Error::from));
+        error.and_undo(all_of(back))
+    })
 }
 
 impl Backup {
@@ -206,6 +128,10 @@ fn save(path: &Path, backup: &Backup) -> Result<(), Error> {
     fs::write(path, text).map_err(failed)
 }
 
+fn remove(path: &Path) -> Result<(), Error> {
+    fs::remove_file(path).map_err(|cause| Error::io(format!("remove {}: {cause}", path.display())))
+}
+
 fn del(request: &Request) -> Result<(), Error> {
     let config = Config::read(request)?;
     let text = match fs::read(&config.backup) {
@@ -229,10 +155,7 @@ fn del(request: &Request) -> Result<(), Error> {
         }),
         _ => Ok(()),
     };
-    let removed = fs::remove_file(&config.backup);
-    let removed =
-        removed.map_err(|cause| Error::io(format!("remove {}: {cause}", config.backup.display())));
-    all_of([restored, removed])
+    all_of([restored, remove(&config.backup)])
 }
 
 fn check(request: &Request) -> Result<(), Error> {
@@ -353,6 +276,42 @@ mod tests {
             link.is_all_multicast(),
             link.tx_queue_len
         ])
+    }
+
+    #[test]
+    fn what_the_caller_asks_for_goes_first_and_a_failure_writes_sysctls_back() {
+        let host = Host::new();
+        let pod = Pod::new("a");
+        let result = host
+            .call("ADD", &pod, &host.bridge_config())
+            .expect("bridge");
+        let before = link(&pod);
+        let dir = host.dir.path().join("tuning");
+        let mut config = json!({
+            "cniVersion": "1.1.0",
+            "name": "net",
+            "type": "tuning",
+            "dataDir": dir,
+            "mtu": 1400,
+            "sysctl": { "net.ipv4.conf.all.log_martians": "1" },
+            "args": { "cni": { "mtu": 1300, "txQLen": 55, "sysctl": { "net.ipv4.conf.all.log_martians": "0" } } },
+            "prevResult": result,
+        });
+        let read = || pod.inside(|| read_sysctl(&["net", "ipv4", "conf", "all", "log_martians"]));
+        host.call("ADD", &pod, &config).expect("add");
+        let tuned = link(&pod);
+        assert_eq!((&tuned[1], &tuned[4]), (&json!(1300), &json!(55)));
+        assert_eq!(read().as_deref(), Ok("0"));
+        host.call("DEL", &pod, &config).expect("del");
+        config["args"] = json!({ "cni": { "mtu": 70000 } });
+        host.call("ADD", &pod, &config).expect_err("no such MTU");
+        assert_eq!((read().as_deref(), link(&pod)), (Ok("0"), before));
+        assert_eq!(std::fs::read_dir(&dir).expect("dir").count(), 0);
+        let text = r#"{ "cniVersion": "1.1.0", "name": "net", "type": "tuning", "prevResult": {},
+            "sysctl": { "net.core.somaxconn": "1", "net.core.somaxconn": "2" } }"#;
+        let error = crate::run("tuning", &host.env("ADD", &pod), text.as_bytes()).expect("plugin");
+        let error = String::from_utf8(error.stdout).expect("text");
+        assert!(error.contains("sysctl: duplicated key"), "{error}");
     }
 
     #[test]
