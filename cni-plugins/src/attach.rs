@@ -32,7 +32,7 @@ struct MacRuntime {
 }
 
 impl MacConf {
-    /// The runtime's word goes before the configuration's, with `CNI_ARGS` and `args` in between.
+    /// The runtime's word goes before the configuration's, with `args` and `CNI_ARGS` in between.
     ///
     /// # Errors
     /// Code 7 for what is no hardware address.
@@ -42,7 +42,7 @@ impl MacConf {
             .get("MAC")
             .map(String::as_str)
             .unwrap_or_default();
-        let stated = [&self.runtime.mac, variable, &self.args.cni.mac, &self.mac];
+        let stated = [&self.runtime.mac, &self.args.cni.mac, variable, &self.mac];
         match stated.into_iter().find(|mac| !mac.is_empty()) {
             Some(text) => text
                 .parse()

@@ -252,8 +252,6 @@ fn check(request: &Request) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use linux::netlink::{Destination, Netlink};
     use serde_json::json;
 

@@ -19,6 +19,7 @@ pub(super) fn ensure_bridge(host: &mut Netlink, config: &Config) -> Result<Link,
         Some(bridge) => bridge,
         None => make_bridge(host, config)?,
     };
+    let of_others = bridge.mac.filter(|mac| mac.0[0] != OWN_PREFIX);
     if !bridge.is_kind("bridge") {
         return Err(Error::failed(format!(
             "{:?} already exists but is not a bridge",
@@ -31,6 +32,8 @@ pub(super) fn ensure_bridge(host: &mut Netlink, config: &Config) -> Result<Link,
         up: Some(true).filter(|_| !bridge.is_up()),
         promiscuous: Some(true).filter(|_| config.promiscuous && !bridge.is_promiscuous()),
         vlan_filtering: Some(true).filter(|_| lacks_filtering),
+        // Its present one, for good: it may be one that it took from a port.
+        mac: of_others.filter(|_| bridge.is_kind("bridge")),
         ..LinkChange::default()
     };
     if change
@@ -38,6 +41,7 @@ pub(super) fn ensure_bridge(host: &mut Netlink, config: &Config) -> Result<Link,
         .or(change.promiscuous)
         .or(change.vlan_filtering)
         .is_some()
+        || change.mac.is_some()
     {
         host.change_link(bridge.index, &change)?;
     }
@@ -115,8 +119,11 @@ pub(super) fn set_up(host: &mut Netlink, link: &Link) -> Result<(), Error> {
     )?)
 }
 
+/// What hardware addresses that are chosen here begin with: locally administered, of one station.
+const OWN_PREFIX: u8 = 0x0a;
+
 /// A hardware address of the locally administered kind.
 pub(super) fn random_mac() -> MacAddress {
     let [_, b, c, d, e, f, ..] = RandomState::new().build_hasher().finish().to_ne_bytes();
-    MacAddress([0x0a, b, c, d, e, f])
+    MacAddress([OWN_PREFIX, b, c, d, e, f])
 }

@@ -419,3 +419,34 @@ fn a_checked_pod_sends_from_its_own_hardware_address_only() {
         .expect("remove");
     assert_eq!(listed(&host), "");
 }
+
+#[test]
+fn a_bridge_of_others_keeps_its_hardware_address_and_reports_it() {
+    let host = Host::new();
+    let make = || {
+        let kind = linux::netlink::LinkKind::Bridge {
+            vlan_filtering: false,
+            no_default_vlan: false,
+        };
+        let mut netlink = Netlink::open().expect("netlink");
+        netlink
+            .add_link(&linux::netlink::NewLink::new("br0", kind))
+            .expect("make");
+    };
+    host.inside(make);
+    let mac = || {
+        let link = host.inside(|| Netlink::open().expect("netlink").link_by_name("br0"));
+        let link = link.expect("get").expect("br0");
+        link.mac.expect("mac").to_string()
+    };
+    let config = host.bridge_config();
+    let before = mac();
+    for id in ["a", "b"] {
+        let pod = Pod::new(id);
+        let result = host.call("ADD", &pod, &config).expect("add");
+        assert_eq!(result["interfaces"][0]["mac"], json!(before));
+        assert_eq!(mac(), before);
+        host.call("DEL", &pod, &config).expect("del");
+        assert_eq!(mac(), before);
+    }
+}

@@ -102,6 +102,8 @@ const ALLOWLIST: &str = "/etc/cni/tuning/allowlist.conf";
 
 /// What is to be changed, all checked.
 pub(super) struct Config {
+    /// The sysctls as they were named.
+    names: Vec<String>,
     /// Paths below `/proc/sys`, with their values.
     pub sysctls: Vec<(Vec<String>, String)>,
     pub mac: Option<MacAddress>,
@@ -116,11 +118,9 @@ const DATA_DIR: &str = "/run/cni/tuning";
 
 impl Config {
     pub(super) fn read(request: &Request) -> Result<Self, Error> {
-        refuse_duplicates(request)?;
         let mut conf: NetConf = request.config()?;
         let asked = conf.args.cni;
         conf.sysctls.extend(asked.sysctls);
-        allowlist::check(Path::new(ALLOWLIST), conf.sysctls.keys())?;
         let ifname = &request.attachment.ifname;
         let sysctl =
             |(key, value): (&String, &String)| Ok((sysctl_path(key, ifname)?, value.clone()));
@@ -130,6 +130,7 @@ impl Config {
             &conf.data_dir
         };
         Ok(Self {
+            names: conf.sysctls.keys().cloned().collect(),
             sysctls: conf
                 .sysctls
                 .iter()
@@ -143,6 +144,12 @@ impl Config {
             backup: Path::new(data_dir)
                 .join(format!("{}_{ifname}.json", request.attachment.container_id)),
         })
+    }
+
+    /// Whether all of it may be done; what was done is undone without asking.
+    pub(super) fn permit(&self, request: &Request) -> Result<(), Error> {
+        refuse_duplicates(request)?;
+        allowlist::check(Path::new(ALLOWLIST), self.names.iter())
     }
 
     pub(super) fn change(&self) -> LinkChange<'static> {

@@ -22,7 +22,7 @@ pub const PLUGIN: Plugin = Plugin {
     del,
     check,
     gc,
-    status: |request| Config::read(request).map(drop),
+    status: |request| Config::read(request)?.permit(request),
 };
 
 /// The interface's properties as they were, in the form of upstream's file.
@@ -42,6 +42,7 @@ struct Backup {
 
 fn add(request: &Request) -> Result<NetResult, Error> {
     let config = Config::read(request)?;
+    config.permit(request)?;
     let mut result = request.required_previous()?.clone();
     let netns = netns::open(request)?;
     let name = &request.attachment.ifname;
