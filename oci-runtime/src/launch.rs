@@ -207,7 +207,11 @@ fn in_pid_namespace(
     let own = namespace::open_own(NamespaceKind::Pid).step(|| "join pid namespace")?;
     namespace::join(namespace, &[NamespaceKind::Pid]).step(|| "join pid namespace")?;
     let child = clone();
-    namespace::join(&own, &[NamespaceKind::Pid]).step(|| "leave pid namespace")?;
+    match namespace::join(&own, &[NamespaceKind::Pid]) {
+        // Root of a user namespace may not go back to the host's; it is a command that starts no other child.
+        Err(error) if error.is(libc::EPERM) && namespace::in_user_namespace() => {}
+        other => other.step(|| "leave pid namespace")?,
+    }
     child.step(step)
 }
 

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 #[derive(Debug, Parser)]
 #[command(name = "orlop runtime", disable_version_flag = true)]
 pub(super) struct Cli {
-    /// Where containers' states are kept
-    #[arg(long, global = false, default_value = "/run/orlop/runtime")]
-    pub root: PathBuf,
+    /// Where containers' states are kept [default: /run/orlop/runtime, for users below $XDG_RUNTIME_DIR]
+    #[arg(long, global = false)]
+    pub root: Option<PathBuf>,
     /// Where errors are also written
     #[arg(long)]
     pub log: Option<PathBuf>,

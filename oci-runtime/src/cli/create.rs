@@ -2,7 +2,7 @@
 
 use super::args::{CreateArgs, RunArgs};
 use super::hooks::RuntimeHooks;
-use super::{Context, Failure, Outcome, console, foreground, lifecycle};
+use super::{Context, Failure, Outcome, console, foreground, lifecycle, rootless};
 use crate::launch::{Launched, Stdio};
 use crate::plan::{LaunchResources, Rootfs, apply_resources};
 use crate::state::{Container, ProcessStat, Record, StateError, write_whole};
@@ -17,10 +17,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(super) fn create(context: &Context, args: &CreateArgs) -> Outcome {
-    let bundle = Bundle::read(&args.bundle)?;
+    let mut bundle = Bundle::read(&args.bundle)?;
     console::check(bundle.terminal(), true, args.console_socket.as_deref())?;
     let mut container = new_container(context, args, &bundle)?;
-    let created = launch_into(context, &mut container, &bundle, args, Launching::Created);
+    let created = launch_into(
+        context,
+        &mut container,
+        &mut bundle,
+        args,
+        Launching::Created,
+    );
     match created {
         Ok(_) => Ok(0),
         Err(failure) => Err(undo(container, failure)),
@@ -28,7 +34,7 @@ pub(super) fn create(context: &Context, args: &CreateArgs) -> Outcome {
 }
 
 pub(super) fn run(context: &Context, args: &RunArgs) -> Outcome {
-    let bundle = Bundle::read(&args.create.bundle)?;
+    let mut bundle = Bundle::read(&args.create.bundle)?;
     console::check(
         bundle.terminal(),
         args.detach,
@@ -45,7 +51,13 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> Outcome {
     } else {
         Some(foreground::block_signals()?)
     };
-    let launched = match launch_into(context, &mut container, &bundle, &args.create, foreground) {
+    let launched = match launch_into(
+        context,
+        &mut container,
+        &mut bundle,
+        &args.create,
+        foreground,
+    ) {
         Ok(launched) => launched,
         Err(failure) => return Err(undo(container, failure)),
     };
@@ -180,7 +192,7 @@ fn cgroup_path(context: &Context, id: &str, path: Option<&Path>) -> Result<Strin
 fn launch_into(
     context: &Context,
     container: &mut Container,
-    bundle: &Bundle,
+    bundle: &mut Bundle,
     args: &CreateArgs,
     launching: Launching,
 ) -> Result<Launched, Failure> {
@@ -188,6 +200,7 @@ fn launch_into(
         !context.systemd_cgroup,
         "refused when the cgroup's path was made"
     );
+    rootless::enter(&mut bundle.spec)?;
     let cgroup = prepare_cgroup(container, &bundle.spec)?;
     let gate = if launching == Launching::Created {
         Some(listen(container)?)

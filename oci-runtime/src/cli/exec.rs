@@ -1,7 +1,7 @@
 //! `exec`.
 
 use super::args::ExecArgs;
-use super::{Context, Failure, Outcome, console, create, foreground};
+use super::{Context, Failure, Outcome, console, create, foreground, rootless};
 use crate::launch::Stdio;
 use crate::plan::{ExecTarget, plan_exec, session_keyring};
 use crate::state::{Container, StateError, Status, write_whole};
@@ -28,6 +28,7 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Outcome {
     let pidfd = container
         .process()
         .ok_or_else(|| Failure::other("cannot exec in a stopped container"))?;
+    rootless::join(container.record.pid, &pidfd)?;
     let spec = container.spec()?;
     let process = plan_spec(args, &spec)?;
     let terminal = process.terminal().unwrap_or(false);

@@ -129,19 +129,11 @@ pub(super) fn destroy(container: Container) -> Result<(), Failure> {
     match container.cgroup() {
         Ok(Some(cgroup)) => {
             note(cgroup.kill().map_err(Failure::from));
-            if let Some(process) = &process {
-                note(
-                    pidfd::wait_exit(process, Some(PATIENCE))
-                        .map(drop)
-                        .map_err(Failure::from),
-                );
-                // It is this process's child in `run`, and somebody else's otherwise.
-                let _ = pidfd::reap(process, false);
-            }
+            note(await_end(process.as_ref()));
             note(cgroup.wait_empty(PATIENCE).map_err(Failure::from));
             note(cgroup.delete().map_err(Failure::from));
         }
-        Ok(None) => {}
+        Ok(None) => note(await_end(process.as_ref())),
         Err(error) => note(Err(error.into())),
     }
     // One whose creation was cut short has no spec, and had no hooks run.
@@ -159,6 +151,16 @@ pub(super) fn destroy(container: Container) -> Result<(), Failure> {
         }
         Some(failure) => Err(failure),
     }
+}
+
+fn await_end(process: Option<&OwnedFd>) -> Result<(), Failure> {
+    let Some(process) = process else {
+        return Ok(());
+    };
+    pidfd::wait_exit(process, Some(PATIENCE))?;
+    // It is this process's child in `run`, and somebody else's otherwise.
+    let _ = pidfd::reap(process, false);
+    Ok(())
 }
 
 pub(super) fn pause(context: &Context, id: &str) -> Outcome {

@@ -10,6 +10,7 @@ mod foreground;
 mod hooks;
 mod inspect;
 mod lifecycle;
+mod rootless;
 mod seal;
 mod spec;
 mod update;
@@ -81,7 +82,7 @@ pub fn main(args: Vec<OsString>) -> i32 {
         return 1;
     };
     let context = Context {
-        root: cli.root,
+        root: cli.root.unwrap_or_else(rootless::default_root),
         systemd_cgroup: cli.systemd_cgroup,
     };
     match run(&context, command) {

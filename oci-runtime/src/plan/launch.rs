@@ -3,7 +3,7 @@
 use super::hooks::{HooksPlan, hook_state, plan_hooks};
 use super::mounts::{self, MountContext, parse_rootfs_propagation};
 use super::namespaces::plan_namespaces;
-use super::process::{plan_personality, plan_process, session_keyring};
+use super::process::{plan_personality, plan_process, session_keyring, setgroups_allowed};
 use super::scheduling::plan_memory_policy;
 use super::{CgroupPlan, DevicePlan, DeviceSource, FdList, LaunchPlan, NamespacePlan, RootfsPlan};
 use crate::error::{DuringPlan, Error};
@@ -123,11 +123,11 @@ pub fn plan_launch(
         .map(plan_memory_policy)
         .transpose()?;
     process_plan.personality = linux.personality().as_ref().map(plan_personality);
-    if namespaces
-        .user_mapping
-        .as_ref()
-        .is_some_and(|mapping| mapping.deny_setgroups)
-    {
+    let groups_denied = match &namespaces.user_mapping {
+        Some(mapping) => mapping.deny_setgroups,
+        None => namespaces.joins(NamespaceKind::User).is_none() && !setgroups_allowed("self"),
+    };
+    if groups_denied {
         process_plan.groups = None;
     }
     let devpts = if process.terminal().unwrap_or(false) {

@@ -3,13 +3,14 @@
 use super::namespaces::{host_id, map_text};
 use super::{FdList, MountPlan, MountSource, NamespacePlan, UserMapping};
 use crate::error::{DuringPlan, Error};
-use linux::cgroup::{Cgroup, Layout};
+use linux::cgroup::{Cgroup, Hierarchies, Layout};
 use linux::mount::{self, Attributes, FsOption, Propagation, attr};
 use linux::namespace::NamespaceKind;
 use linux::path::Target;
 use oci_spec::runtime::{Linux, Mount};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What mount options mean, apart from the file system's own.
 #[derive(Debug, Default, PartialEq)]
@@ -364,10 +365,20 @@ fn plan_cgroup_mounts(
     context: &MountContext<'_>,
     fds: &mut FdList,
 ) -> Result<Vec<MountPlan>, Error> {
-    let Some(cgroup) = context.cgroup else {
-        return Err(Error::spec("mounts", "a cgroup mount needs a cgroup"));
-    };
     let namespaced = context.namespaces.makes(NamespaceKind::Cgroup);
+    let hierarchies = match context.cgroup {
+        Some(cgroup) => cgroup.hierarchies().clone(),
+        // A user's container without a cgroup of its own sees from the caller's cgroup on.
+        None if namespaced => {
+            Arc::new(Hierarchies::discover().during(|| "find the host's cgroup hierarchies")?)
+        }
+        None => {
+            return Err(Error::spec(
+                "mounts",
+                "a cgroup mount needs a cgroup or a cgroup namespace of the container's own",
+            ));
+        }
+    };
     let (attributes, recursive_attributes) = with_propagation(options, None);
     let mut one = |destination: PathBuf, dir: PathBuf, kind: &str, data: Vec<FsOption>| {
         let source = if namespaced {
@@ -399,9 +410,9 @@ fn plan_cgroup_mounts(
             recursive_attributes,
         })
     };
-    let hierarchies = cgroup.hierarchies().clone();
+    let unified_dir = context.cgroup.and_then(Cgroup::unified_dir);
     if hierarchies.layout() == Layout::Unified {
-        let dir = cgroup.unified_dir().unwrap_or_default();
+        let dir = unified_dir.unwrap_or_default();
         return Ok(vec![one(
             destination.to_owned(),
             dir,
@@ -429,7 +440,10 @@ fn plan_cgroup_mounts(
             continue;
         };
         let name = v1.controllers.join(",");
-        let dir = cgroup.v1_dir(controller).unwrap_or_default();
+        let dir = context
+            .cgroup
+            .and_then(|cgroup| cgroup.v1_dir(controller))
+            .unwrap_or_default();
         let data = v1
             .controllers
             .iter()
@@ -446,7 +460,8 @@ fn plan_cgroup_mounts(
             }));
         }
     }
-    if let Some(dir) = cgroup.unified_dir() {
+    if hierarchies.unified.is_some() {
+        let dir = unified_dir.unwrap_or_default();
         plans.push(one(
             destination.join("unified"),
             dir,

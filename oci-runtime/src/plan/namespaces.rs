@@ -63,7 +63,8 @@ pub(super) fn plan_namespaces(
     Ok(plan)
 }
 
-fn plan_user_mapping(spec: &Linux) -> Result<UserMapping, Error> {
+/// The mapping of a new user namespace.
+pub(crate) fn plan_user_mapping(spec: &Linux) -> Result<UserMapping, Error> {
     let text = |field: &str, mappings: &Option<Vec<LinuxIdMapping>>| {
         let mappings = mappings.as_deref().unwrap_or_default();
         if mappings.is_empty() {

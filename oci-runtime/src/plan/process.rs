@@ -84,7 +84,7 @@ pub fn plan_exec(process: &Process, target: ExecTarget) -> Result<(ExecPlan, Vec
     plan.keyring = target.keyring;
     plan.preserve_fds = target.preserve_fds;
     plan.scheduling = plan_scheduling(process, true)?;
-    if user_namespaced && !setgroups_allowed(pid) {
+    if !setgroups_allowed(&pid.to_string()) {
         plan.groups = None;
     }
     let cgroup = target
@@ -108,7 +108,8 @@ fn open_devpts(root: impl AsFd) -> Result<OwnedFd, Error> {
         .during(|| "open the container's /dev/pts")
 }
 
-fn setgroups_allowed(pid: i32) -> bool {
+/// Whether a process (its pid, or `self`) may set groups: a user namespace that its user made alone forbids it.
+pub(crate) fn setgroups_allowed(pid: &str) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/setgroups"))
         .is_ok_and(|text| text.trim() == "allow")
 }

@@ -7,3 +7,4 @@ mod filesystem;
 mod lifecycle;
 mod limits;
 mod process;
+mod rootless;
