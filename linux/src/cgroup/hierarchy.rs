@@ -170,6 +170,27 @@ fn parse_own_path(text: &str) -> String {
     fallback.unwrap_or("/").to_owned()
 }
 
+/// This process's cgroup in the v1 hierarchy with a controller, from `/proc/self/cgroup`.
+///
+/// # Errors
+/// The read's.
+pub fn own_v1_path(controller: &str) -> Result<Option<String>> {
+    let text =
+        std::fs::read_to_string("/proc/self/cgroup").context("read", || "/proc/self/cgroup")?;
+    Ok(parse_own_v1_path(&text, controller))
+}
+
+fn parse_own_v1_path(text: &str, controller: &str) -> Option<String> {
+    text.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        controllers
+            .split(',')
+            .any(|name| name == controller)
+            .then(|| path.to_owned())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,5 +224,9 @@ mod tests {
             "/u"
         );
         assert_eq!(parse_own_path("9:name=systemd:/x\n4:memory:/m\n"), "/m");
+        let text = "9:name=systemd:/x\n4:cpu,memory:/m:1\n0::/u\n";
+        assert_eq!(parse_own_v1_path(text, "memory").as_deref(), Some("/m:1"));
+        assert_eq!(parse_own_v1_path(text, ""), Some("/u".to_owned()));
+        assert_eq!(parse_own_v1_path(text, "pids"), None);
     }
 }

@@ -11,7 +11,7 @@ mod stats;
 mod tree;
 
 pub use device::{DeviceKind, DeviceRule};
-pub use hierarchy::{Hierarchies, Layout, V1Hierarchy, own_path};
+pub use hierarchy::{Hierarchies, Layout, V1Hierarchy, own_path, own_v1_path};
 pub use resources::{
     IoLimit, NoSuchLimit, Resources, Setting, cpu_weight_from_shares, io_weight_from_blkio,
 };

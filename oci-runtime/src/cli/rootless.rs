@@ -16,9 +16,10 @@ use rustix::pipe::PipeFlags;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// Where states are kept unless told otherwise: a user has no right to root's place.
+/// Where states are kept unless told otherwise: a user has no right to root's place, as root of a user namespace too.
 pub(super) fn default_root() -> PathBuf {
-    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !is_root() && !dir.is_empty());
+    let user = !is_root() || namespace::in_user_namespace();
+    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| user && !dir.is_empty());
     own.map_or_else(|| PathBuf::from("/run"), PathBuf::from)
         .join("orlop/runtime")
 }

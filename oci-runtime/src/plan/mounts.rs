@@ -3,7 +3,7 @@
 use super::namespaces::{host_id, map_text};
 use super::{FdList, MountPlan, MountSource, NamespacePlan, UserMapping};
 use crate::error::{DuringPlan, Error};
-use linux::cgroup::{Cgroup, Hierarchies, Layout};
+use linux::cgroup::{self, Cgroup, Hierarchies, Layout};
 use linux::mount::{self, Attributes, FsOption, Propagation, attr};
 use linux::namespace::NamespaceKind;
 use linux::path::Target;
@@ -358,7 +358,16 @@ fn plan_idmap(
     }
 }
 
-/// A `cgroup` mount: the container's own part of the tree.
+/// A path of `/proc/self/cgroup` in a hierarchy's mount; the mount itself for what is outside of it.
+fn below(mount: &Path, path: String) -> PathBuf {
+    match path.trim_start_matches('/') {
+        outside if outside.starts_with("..") => mount.to_owned(),
+        inside => mount.join(inside),
+    }
+}
+
+/// A `cgroup` mount: the container's own part of the tree; that of the caller's cgroup if it has none, as a user's
+/// who may make none.
 fn plan_cgroup_mounts(
     destination: &Path,
     options: &Options,
@@ -368,16 +377,7 @@ fn plan_cgroup_mounts(
     let namespaced = context.namespaces.makes(NamespaceKind::Cgroup);
     let hierarchies = match context.cgroup {
         Some(cgroup) => cgroup.hierarchies().clone(),
-        // A user's container without a cgroup of its own sees from the caller's cgroup on.
-        None if namespaced => {
-            Arc::new(Hierarchies::discover().during(|| "find the host's cgroup hierarchies")?)
-        }
-        None => {
-            return Err(Error::spec(
-                "mounts",
-                "a cgroup mount needs a cgroup or a cgroup namespace of the container's own",
-            ));
-        }
+        None => Arc::new(Hierarchies::discover().during(|| "find the host's cgroup hierarchies")?),
     };
     let (attributes, recursive_attributes) = with_propagation(options, None);
     let mut one = |destination: PathBuf, dir: PathBuf, kind: &str, data: Vec<FsOption>| {
@@ -410,7 +410,14 @@ fn plan_cgroup_mounts(
             recursive_attributes,
         })
     };
-    let unified_dir = context.cgroup.and_then(Cgroup::unified_dir);
+    let unified_dir = match (context.cgroup, &hierarchies.unified) {
+        (Some(cgroup), _) => cgroup.unified_dir(),
+        (None, Some(mount)) => Some(below(
+            mount,
+            cgroup::own_path().during(|| "find own cgroup")?,
+        )),
+        (None, None) => None,
+    };
     if hierarchies.layout() == Layout::Unified {
         let dir = unified_dir.unwrap_or_default();
         return Ok(vec![one(
@@ -440,10 +447,13 @@ fn plan_cgroup_mounts(
             continue;
         };
         let name = v1.controllers.join(",");
-        let dir = context
-            .cgroup
-            .and_then(|cgroup| cgroup.v1_dir(controller))
-            .unwrap_or_default();
+        let dir = match context.cgroup {
+            Some(cgroup) => cgroup.v1_dir(controller).unwrap_or_default(),
+            None => {
+                let own = cgroup::own_v1_path(controller).during(|| "find own cgroup")?;
+                below(&v1.mount, own.unwrap_or_default())
+            }
+        };
         let data = v1
             .controllers
             .iter()
@@ -460,8 +470,7 @@ fn plan_cgroup_mounts(
             }));
         }
     }
-    if hierarchies.unified.is_some() {
-        let dir = unified_dir.unwrap_or_default();
+    if let Some(dir) = unified_dir {
         plans.push(one(
             destination.join("unified"),
             dir,
