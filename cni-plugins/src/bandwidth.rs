@@ -187,12 +187,12 @@ fn host_end_of(request: &Request, host: &mut Netlink) -> Result<Link, Error> {
 fn make_device(request: &Request, host: &mut Netlink, cable: &Link) -> Result<Link, Error> {
     let name = device_name(request);
     let kind = LinkKind::Ifb;
-    host.add_link(&NewLink {
+    let link = NewLink {
         mtu: Some(cable.mtu),
         up: true,
         ..NewLink::new(&name, kind)
-    })?;
-    let device = interface::find(host, &name)?;
+    };
+    let device = interface::make(host, &link)?;
     let alias = host_end::alias(&request.network, &request.attachment);
     match host.change_link(
         device.index,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use linux::netlink::{
-    Link, LinkChange, Netlink, Route as KernelRoute, RouteScope, read_sysctl, write_sysctl,
+    Link, LinkChange, Netlink, NewLink, Route as KernelRoute, RouteScope, read_sysctl, write_sysctl,
 };
 
 use crate::protocol::{Error, Interface, NetResult, Route};
@@ -19,6 +19,18 @@ pub fn find(netlink: &mut Netlink, name: &str) -> Result<Link, Error> {
     netlink
         .link_by_name(name)?
         .ok_or_else(|| Error::failed(format!("find {name}: no such interface")))
+}
+
+/// Makes an interface in this conversation's namespace and returns it. What can't be seen after it was made is deleted.
+///
+/// # Errors
+/// The kernel's.
+pub fn make(netlink: &mut Netlink, link: &NewLink<'_>) -> Result<Link, Error> {
+    netlink.add_link(link)?;
+    find(netlink, link.name).map_err(|error| {
+        let deleted = netlink.delete_link_by_name(link.name);
+        error.and_undo(deleted.map_err(Error::from))
+    })
 }
 
 /// An interface as a result states it; `sandbox` is its namespace's path, empty for the host's.

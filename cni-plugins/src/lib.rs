@@ -12,6 +12,8 @@ mod bridge;
 mod delegate;
 mod dhcp;
 mod dummy;
+#[cfg(test)]
+mod faults;
 mod firewall;
 mod host_device;
 mod host_end;
@@ -170,6 +172,17 @@ pub fn main(name: &str, arguments: &[String]) -> i32 {
         .and_then(|()| io::stdout().flush())
     {
         Ok(()) => output.code,
-        Err(_) => 1,
+        Err(_) => {
+            // Nobody learned what an ADD made: it is undone.
+            if env
+                .get("CNI_COMMAND")
+                .is_some_and(|command| command == "ADD")
+            {
+                let mut env = env;
+                env.insert("CNI_COMMAND".to_owned(), "DEL".to_owned());
+                run(name, &env, &stdin);
+            }
+            1
+        }
     }
 }

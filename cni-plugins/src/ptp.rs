@@ -43,11 +43,11 @@ fn add(request: &Request) -> Result<NetResult, Error> {
         mac: None,
         mtu,
     };
-    host.add_link(&NewLink {
+    let link = NewLink {
         mtu,
         ..NewLink::new(&name, LinkKind::Veth(peer))
-    })?;
-    let end = interface::find(&mut host, &name)?;
+    };
+    let end = interface::make(&mut host, &link)?;
     let done = delegate::ipam_add(request).and_then(|addresses| {
         connect(request, &conf, &mut host, &netns, end.index, addresses)
             .map_err(|error| error.and_undo(delegate::ipam_del(request)))

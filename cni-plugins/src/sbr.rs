@@ -65,8 +65,8 @@ fn add(request: &Request) -> Result<NetResult, Error> {
         let mut rules = Vec::new();
         let routed = route_all(inner, index, &conf, request, result, &mut rules);
         routed.map_err(|error| {
-            let deleted = rules.iter().map(|rule| inner.delete_source_rule(rule));
-            error.and_undo(all_of(deleted.map(|done| done.map_err(Error::from))))
+            let index = Some(index).filter(|_| conf.table.is_none());
+            error.and_undo(remove(inner, &rules, index))
         })
     })?;
     Ok(result.clone())
@@ -204,8 +204,10 @@ fn fill_table(
     Ok(inner.replace_route(&default)?)
 }
 
-/// The rules go by the addresses; the tables' routes go with the interface.
+/// The rules go by the addresses, and with them the interface's routes in their tables. The main table's stay away: DEL of
+/// the plugin that made the interface follows.
 fn del(request: &Request) -> Result<(), Error> {
+    let conf: NetConf = request.config()?;
     let Some(netns) = netns::open_if_there(request)?.filter(|_| !request.netns_ends()) else {
         return Ok(());
     };
@@ -216,20 +218,38 @@ fn del(request: &Request) -> Result<(), Error> {
             .flat_map(|result| &result.ips)
             .map(|ip| ip.address.addr())
             .collect();
-        if let Some(link) = inner.link_by_name(&request.attachment.ifname)? {
-            mine.extend(
-                inner
-                    .addresses(link.index)?
-                    .iter()
-                    .map(|address| address.net.addr()),
-            );
+        let link = inner.link_by_name(&request.attachment.ifname)?;
+        if let Some(link) = &link {
+            let addresses = inner.addresses(link.index)?;
+            mine.extend(addresses.iter().map(|address| address.net.addr()));
         }
-        let rules = inner.source_rules()?;
-        let of_mine = rules
-            .iter()
-            .filter(|rule| mine.contains(&rule.source.addr()));
-        all_of(of_mine.map(|rule| inner.delete_source_rule(rule).map_err(Error::from)))
+        let mut rules = inner.source_rules()?;
+        rules.retain(|rule| mine.contains(&rule.source.addr()));
+        let index = link.map(|link| link.index);
+        remove(inner, &rules, index.filter(|_| conf.table.is_none()))
     })
+}
+
+/// Deletes rules, and the routes by interface `index` in the tables that they lead to.
+fn remove(inner: &mut Netlink, rules: &[SourceRule], index: Option<u32>) -> Result<(), Error> {
+    let mut outcomes = Vec::new();
+    for rule in rules {
+        outcomes.push(inner.delete_source_rule(rule).map_err(Error::from));
+        let Some(index) = index else {
+            continue;
+        };
+        match inner.routes(rule.table) {
+            Ok(mut routes) => {
+                routes.retain(|route| route.index == Some(index));
+                // Routes by a gateway first: they need the ones to what is on the link.
+                routes.sort_by_key(|route| route.gateway.is_none());
+                let deleted = routes.iter().map(|route| inner.delete_route(route));
+                outcomes.extend(deleted.map(|done| done.map_err(Error::from)));
+            }
+            Err(cause) => outcomes.push(Err(cause.into())),
+        }
+    }
+    all_of(outcomes)
 }
 
 fn check(request: &Request) -> Result<(), Error> {

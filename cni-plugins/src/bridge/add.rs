@@ -46,14 +46,13 @@ fn make_cable(
         up: true,
         ..NewLink::new(&name, LinkKind::Veth(peer))
     };
-    host.add_link(&link).map_err(|cause| {
+    let port = interface::make(host, &link).map_err(|error| {
         let ifname = &request.attachment.ifname;
-        Error::from(cause).during(format!(
+        error.during(format!(
             "connect {ifname} of {} to {}",
             request.attachment.container_id, bridge.name
         ))
     })?;
-    let port = interface::find(host, &name)?;
     let alias = host_end::alias(&request.network, &request.attachment);
     let change = LinkChange {
         alias: Some(&alias),

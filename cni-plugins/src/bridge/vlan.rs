@@ -71,10 +71,14 @@ pub(super) fn gateway(host: &mut Netlink, bridge: &Link, config: &Config) -> Res
         up: true,
         ..NewLink::new(&port_name, kind)
     };
-    host.add_link(&link)?;
-    let port = interface::find(host, &port_name)?;
-    assign(host, &port, config)?;
-    let gateway = interface::find(host, &name)?;
-    host::set_up(host, &gateway)?;
-    Ok(gateway)
+    let port = interface::make(host, &link)?;
+    // The next ADD takes what it finds for whole.
+    let finish = |host: &mut Netlink| {
+        assign(host, &port, config)?;
+        let gateway = interface::find(host, &name)?;
+        host::set_up(host, &gateway)?;
+        Ok(gateway)
+    };
+    finish(host)
+        .map_err(|error: Error| error.and_undo(host.delete_link(port.index).map_err(Error::from)))
 }

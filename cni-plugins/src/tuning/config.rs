@@ -42,6 +42,8 @@ struct Args {
 struct Overrides {
     #[serde(default, rename = "sysctl")]
     sysctls: BTreeMap<String, String>,
+    #[serde(default)]
+    mac: String,
     mtu: Option<u32>,
     promisc: Option<bool>,
     allmulti: Option<bool>,
@@ -136,7 +138,13 @@ impl Config {
                 .iter()
                 .map(sysctl)
                 .collect::<Result<_, Error>>()?,
-            mac: conf.mac.read(request)?,
+            mac: match asked.mac.as_str() {
+                "" => conf.mac.read(request)?,
+                mac => Some(
+                    mac.parse()
+                        .map_err(|reason| Error::config(format!("args.cni.mac: {reason}")))?,
+                ),
+            },
             mtu: asked.mtu.or(Some(conf.mtu)).filter(|mtu| *mtu != 0),
             promiscuous: Some(true).filter(|_| asked.promisc.unwrap_or(conf.promisc)),
             all_multicast: asked.allmulti.or(conf.allmulti),

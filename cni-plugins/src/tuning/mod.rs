@@ -295,13 +295,16 @@ mod tests {
             "dataDir": dir,
             "mtu": 1400,
             "sysctl": { "net.ipv4.conf.all.log_martians": "1" },
-            "args": { "cni": { "mtu": 1300, "txQLen": 55, "sysctl": { "net.ipv4.conf.all.log_martians": "0" } } },
+            "args": { "cni": { "mac": "0a:00:00:00:00:55", "mtu": 1300, "txQLen": 55, "sysctl": { "net.ipv4.conf.all.log_martians": "0" } } },
             "prevResult": result,
         });
         let read = || pod.inside(|| read_sysctl(&["net", "ipv4", "conf", "all", "log_martians"]));
         host.call("ADD", &pod, &config).expect("add");
         let tuned = link(&pod);
-        assert_eq!((&tuned[1], &tuned[4]), (&json!(1300), &json!(55)));
+        assert_eq!(
+            (&tuned[0], &tuned[1], &tuned[4]),
+            (&json!("0a:00:00:00:00:55"), &json!(1300), &json!(55))
+        );
         assert_eq!(read().as_deref(), Ok("0"));
         host.call("DEL", &pod, &config).expect("del");
         config["args"] = json!({ "cni": { "mtu": 70000 } });

@@ -243,6 +243,19 @@ impl Netlink {
         }
     }
 
+    /// The same by name.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP for a physical one.
+    pub fn delete_link_by_name(&mut self, name: &str) -> Result<()> {
+        let mut message = Message::new(libc::RTM_DELLINK, libc::NLM_F_ACK, &header(0, 0, 0));
+        message.string(libc::IFLA_IFNAME, name);
+        match self.execute(message) {
+            Err(refusal) if refusal.errno != libc::ENODEV => Err(refusal.on("delete link", name)),
+            _ => Ok(()),
+        }
+    }
+
     fn get_link(&mut self, message: Message, object: &str) -> Result<Option<Link>> {
         match self.query(message, read) {
             Err(refusal) if refusal.errno == libc::ENODEV => Ok(None),

@@ -3,6 +3,7 @@
 //! Machines differ and drift: each figure is a median over rounds in which the programs take turns, and what counts
 //! is the ratio.
 
+mod cni;
 mod launch;
 mod pods;
 
@@ -21,6 +22,9 @@ pub fn run(names: &[&str]) -> anyhow::Result<bool> {
     }
     if wanted("cri") {
         pods::run(&program).context("bench cri")?;
+    }
+    if wanted("cni") {
+        cni::run(&program).context("bench cni")?;
     }
     Ok(true)
 }
