@@ -112,12 +112,16 @@ impl<T> DuringLaunch<T> for linux::Result<T> {
     }
 }
 
+/// What the status descriptor delivers before its end from a process that waits at its gate: one that was killed on the
+/// way says nothing either.
+pub(crate) const WAITS_AT_GATE: &[u8] = b"\x06";
+
 /// Decodes what the status descriptor delivered up to its end.
 ///
 /// # Errors
-/// The child's error. No bytes mean that `execve` succeeded.
+/// The child's error. No bytes mean that `execve` succeeded, one that the process waits at its gate.
 pub fn read_status(bytes: &[u8]) -> Result<(), LaunchError> {
-    if bytes.is_empty() {
+    if bytes.is_empty() || bytes == WAITS_AT_GATE {
         return Ok(());
     }
     Err(serde_json::from_slice(bytes).unwrap_or_else(|_| {

@@ -36,8 +36,8 @@ pub struct Launched {
     pub pid: i32,
     /// Its pidfd.
     pub pidfd: OwnedFd,
-    /// End of file means that `execve` succeeded (or with a gate, that the process waits there); bytes before it are
-    /// for [`crate::read_status`]. Poll it.
+    /// End of file means that `execve` succeeded; bytes before it are for [`crate::read_status`], with a gate also if the
+    /// process waits there. Poll it.
     pub status: OwnedFd,
     /// The master of the terminal, with [`Stdio::Terminal`].
     pub terminal: Option<OwnedFd>,

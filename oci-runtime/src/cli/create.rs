@@ -232,7 +232,11 @@ fn launch_into(
     if let Some(ours) = our_end {
         hooks.created(&ours, launched.pid)?;
     }
-    wait_status(&launched.status)?;
+    if read_to_end(&launched.status)?.is_empty() && launching == Launching::Created {
+        return Err(Failure::other(
+            "the container's init ended before it was ready to start: it was killed, by a limit on memory perhaps",
+        ));
+    }
     if launching != Launching::Created {
         hooks.started(launched.pid);
     }
@@ -290,6 +294,10 @@ fn listen(container: &Container) -> Result<OwnedFd, Failure> {
 
 /// Reads a status descriptor to its end.
 pub(super) fn wait_status(status: &OwnedFd) -> Result<(), Failure> {
+    read_to_end(status).map(drop)
+}
+
+fn read_to_end(status: &OwnedFd) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let mut file = std::fs::File::from(
         status
@@ -298,7 +306,8 @@ pub(super) fn wait_status(status: &OwnedFd) -> Result<(), Failure> {
     );
     file.read_to_end(&mut bytes)
         .map_err(|error| Failure::other(format!("read the container's status: {error}")))?;
-    Ok(read_status(&bytes)?)
+    read_status(&bytes)?;
+    Ok(bytes)
 }
 
 /// Takes back what a failed creation made; the failure itself is what the user hears of.

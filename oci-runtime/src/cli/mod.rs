@@ -89,7 +89,8 @@ pub fn main(args: Vec<OsString>) -> i32 {
         Ok(code) => code,
         Err(failure) => {
             let text = failure.to_string();
-            eprintln!("{text}");
+            // Nothing is to be done if nobody takes it.
+            let _ = writeln!(std::io::stderr(), "{text}");
             if let Some(log) = &cli.log {
                 write_log(log, &cli.log_format, &text);
             }

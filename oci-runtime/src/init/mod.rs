@@ -9,7 +9,7 @@ mod filesystem;
 mod gate;
 mod process;
 
-use crate::error::{DuringLaunch, LaunchError};
+use crate::error::{DuringLaunch, LaunchError, WAITS_AT_GATE};
 use crate::plan::{CgroupPlan, ExecPlan, Fd, LaunchPlan, NamespacePlan, UserMapping};
 use linux::namespace::{self, NamespaceKind};
 use linux::process::set_undumpable;
@@ -66,8 +66,12 @@ impl Reporter {
         self.0.as_ref().map(AsFd::as_fd)
     }
 
-    fn close(&mut self) {
-        self.0 = None;
+    /// Says that the process waits at its gate; errors go elsewhere from now on.
+    fn close_at_gate(&mut self) {
+        if let Some(status) = self.0.take() {
+            // Nobody to hear it is nobody to open the gate.
+            let _ = rustix::io::write(status, WAITS_AT_GATE);
+        }
     }
 
     fn replace(&mut self, status: OwnedFd) {

@@ -109,7 +109,7 @@ pub(super) fn become_program(
     }
     let program = Program::prepare(plan)?;
     if let Some(gate) = gate {
-        reporter.close();
+        reporter.close_at_gate();
         reporter.replace(gate::wait(gate)?);
     }
     before_program()?;

@@ -3,6 +3,7 @@
 mod attacks;
 mod bundle;
 mod exec;
+mod faults;
 mod filesystem;
 mod lifecycle;
 mod limits;
