@@ -15,6 +15,7 @@ mod health;
 pub mod kube_proxy;
 mod leftovers;
 mod metrics;
+pub mod policy;
 pub mod ruleset;
 pub mod service;
 mod serving;

@@ -21,6 +21,8 @@ pub enum Field {
     Ip6Daddr,
     /// `meta l4proto`, one byte.
     L4Proto,
+    /// `icmpv6 type`, one byte; for packets of that protocol alone.
+    Icmp6Type,
     /// `th sport`, network order.
     ThSport,
     /// `th dport`, network order.
@@ -104,7 +106,7 @@ impl Field {
         match self {
             Field::Ip6Saddr | Field::Ip6Daddr | Field::IifName | Field::OifName => 16,
             Field::EtherSaddr => 6,
-            Field::L4Proto => 1,
+            Field::L4Proto | Field::Icmp6Type => 1,
             Field::ThSport | Field::ThDport => 2,
             _ => 4,
         }
@@ -117,6 +119,7 @@ impl Field {
             Field::Ip6Saddr | Field::Ip6Daddr => 8,
             Field::EtherSaddr => 9,
             Field::L4Proto => 12,
+            Field::Icmp6Type => 29,
             Field::ThSport | Field::ThDport => 13,
             Field::Mark | Field::CtMark => 19,
             Field::Priority => 23,
@@ -188,6 +191,12 @@ impl Field {
             Field::IpDaddr => network(16, 4),
             Field::Ip6Saddr => network(8, 16),
             Field::Ip6Daddr => network(24, 16),
+            Field::Icmp6Type => Expr::Payload {
+                base: super::expr::TRANSPORT_HEADER,
+                offset: 0,
+                length: 1,
+                to,
+            },
             Field::ThSport => transport(0),
             Field::ThDport => transport(2),
             Field::L4Proto => Expr::Meta {
@@ -245,6 +254,7 @@ impl Field {
                 .map(|v| v.map(|byte| format!("{byte:02x}")).join(":"))
                 .ok(),
             Field::L4Proto => value.first().map(|protocol| format_protocol(*protocol)),
+            Field::Icmp6Type => value.first().map(u8::to_string),
             Field::ThSport | Field::ThDport => <[u8; 2]>::try_from(value)
                 .map(|v| u16::from_be_bytes(v).to_string())
                 .ok(),
@@ -328,6 +338,7 @@ impl fmt::Display for Field {
             Field::Ip6Saddr => "ip6 saddr",
             Field::Ip6Daddr => "ip6 daddr",
             Field::L4Proto => "meta l4proto",
+            Field::Icmp6Type => "icmpv6 type",
             Field::ThSport => "th sport",
             Field::ThDport => "th dport",
             Field::Mark => "meta mark",

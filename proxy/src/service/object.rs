@@ -276,7 +276,7 @@ pub struct NodeAddress {
 }
 
 /// Go writes what is empty as nothing or as null.
-fn null_is_default<'de, D, T>(from: D) -> Result<T, D::Error>
+pub(crate) fn null_is_default<'de, D, T>(from: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: Deserialize<'de> + Default,

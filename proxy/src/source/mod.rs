@@ -25,26 +25,32 @@ pub enum Kind {
 
 /// News of one kind.
 #[derive(Debug, Clone)]
-pub enum Update {
+pub enum Update<K = Kind, C = Change> {
     /// All objects of the kind; others are gone.
-    List(Kind, Vec<Change>),
+    List(K, Vec<C>),
     /// One object, and when it was read.
-    Change(Change, Instant),
+    Change(C, Instant),
 }
 
 /// An object that can be followed.
 pub trait Followed: DeserializeOwned + Clone + Send + 'static {
+    /// The kinds that its reader follows.
+    type Kind: std::fmt::Debug + Send;
+    /// What its reader is told.
+    type Change: Send;
     /// Its kind.
-    const KIND: Kind;
+    const KIND: Self::Kind;
     /// Its metadata.
     fn metadata(&self) -> &Metadata;
     /// It was added or changed; `node` is this node's name.
-    fn changed(&self, node: &str) -> Change;
+    fn changed(&self, node: &str) -> Self::Change;
     /// It was deleted.
-    fn gone(&self) -> Change;
+    fn gone(&self) -> Self::Change;
 }
 
 impl Followed for Service {
+    type Kind = Kind;
+    type Change = Change;
     const KIND: Kind = Kind::Services;
 
     fn metadata(&self) -> &Metadata {
@@ -65,6 +71,8 @@ impl Followed for Service {
 }
 
 impl Followed for EndpointSlice {
+    type Kind = Kind;
+    type Change = Change;
     const KIND: Kind = Kind::Slices;
 
     fn metadata(&self) -> &Metadata {
@@ -87,6 +95,8 @@ impl Followed for EndpointSlice {
 }
 
 impl Followed for Node {
+    type Kind = Kind;
+    type Change = Change;
     const KIND: Kind = Kind::Node;
 
     fn metadata(&self) -> &Metadata {

@@ -30,6 +30,9 @@ struct ListMetadata {
     next: String,
 }
 
+/// What followers of a kind are told.
+type News<K> = Update<<K as Followed>::Kind, <K as Followed>::Change>;
+
 /// How a watch ended.
 enum End {
     /// As watches do after some minutes: go on from the version.
@@ -46,7 +49,7 @@ pub async fn follow<K: Followed>(
     client: kube::Client,
     path: String,
     node: String,
-    to: Sender<Update>,
+    to: Sender<News<K>>,
 ) {
     let mut delay = SHORTEST_DELAY;
     let mut version: Option<String> = None;
@@ -114,7 +117,7 @@ pub async fn list<K: Followed>(
     client: &kube::Client,
     path: &str,
     node: &str,
-) -> Result<(Update, String), kube::Error> {
+) -> Result<(News<K>, String), kube::Error> {
     let mut changes = Vec::new();
     let mut next = String::new();
     loop {
@@ -135,7 +138,7 @@ async fn list_to<K: Followed>(
     client: &kube::Client,
     path: &str,
     node: &str,
-    to: &Sender<Update>,
+    to: &Sender<News<K>>,
 ) -> Result<End, Failed> {
     let (update, version) = list::<K>(client, path, node)
         .await
@@ -152,7 +155,7 @@ async fn watch<K: Followed>(
     path: &str,
     node: &str,
     from: String,
-    to: &Sender<Update>,
+    to: &Sender<News<K>>,
 ) -> Result<End, Failed> {
     let seconds =
         300 + u64::from(jittered(Duration::from_millis(1000)).subsec_millis()) * 300 / 1000;
@@ -183,7 +186,7 @@ fn take<K: Followed>(
     event: WatchEvent<K>,
     node: &str,
     version: &mut String,
-    to: &Sender<Update>,
+    to: &Sender<News<K>>,
 ) -> ControlFlow<Result<End, kube::Error>> {
     let (object, gone) = match event {
         WatchEvent::Added(object) | WatchEvent::Modified(object) => (object, false),
