@@ -236,6 +236,9 @@ pub struct Proxy {
     /// Name of this node; the host's name if not given.
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
+    /// Enforce NetworkPolicies too, which kube-proxy leaves to others.
+    #[arg(long)]
+    pub network_policy: bool,
     /// Remove all rules, and end.
     #[arg(long)]
     pub cleanup: bool,
@@ -321,8 +324,24 @@ pub struct Status {
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// The form of the answer.
-    #[arg(short, long, value_enum, default_value_t = StatusForm::Text)]
+    #[arg(short, long, value_enum, default_value_t = StatusForm::Text, global = true)]
     pub output: StatusForm,
+    /// What to show instead of everything.
+    #[command(subcommand)]
+    pub what: Option<StatusOf>,
+}
+
+/// Parts of `orlop status`
+#[derive(Clone, Debug, Subcommand)]
+pub enum StatusOf {
+    /// Show what network policies allow to and from a pod, and which policy allows it.
+    Policy {
+        /// The pod: its name, or NAMESPACE/NAME.
+        pod: String,
+        /// The pod's namespace.
+        #[arg(short, long, default_value = "default", value_name = "NAMESPACE")]
+        namespace: String,
+    },
 }
 
 /// The form of `orlop status`.

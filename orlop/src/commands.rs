@@ -203,6 +203,7 @@ async fn cri(options: cli::Cri) -> anyhow::Result<()> {
 
 async fn proxy(options: cli::Proxy) -> anyhow::Result<()> {
     if options.cleanup {
+        proxy::policy::cleanup().context("remove the network policies' rules")?;
         return proxy::cleanup().context("remove the service rules");
     }
     let kubeconfig = options.kubeconfig.context("--kubeconfig is needed")?;
@@ -211,10 +212,24 @@ async fn proxy(options: cli::Proxy) -> anyhow::Result<()> {
         .map_or_else(address::host_name, Ok)?;
     let config = node::proxy_config(&name, &options.cluster_cidr);
     let client = node::client(&kubeconfig).await?;
+    let policy = options
+        .network_policy
+        .then(|| proxy::policy::Config::new(&name));
     until_signal(async |stop| {
-        proxy::run(config, client, stop)
-            .await
-            .context("the service proxy failed")
+        let services = async {
+            proxy::run(config, client.clone(), stop.clone())
+                .await
+                .context("the service proxy failed")
+        };
+        let policies = async {
+            match policy {
+                None => Ok(()),
+                Some(policy) => proxy::policy::run(policy, client.clone(), stop.clone())
+                    .await
+                    .context("the network policies failed"),
+            }
+        };
+        tokio::try_join!(services, policies).map(|_| ())
     })
     .await
 }

@@ -1,4 +1,4 @@
-//! A node's components, in one process: the CRI server, the kubelet on it, and the service proxy.
+//! A node's components, in one process: the CRI server, the kubelet on it, the service proxy and network policies.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -152,15 +152,21 @@ pub struct Node {
     runtime: Runtime,
     kubelet: Part,
     proxy: Part,
+    policy: Part,
     layout: Layout,
     keep: bool,
 }
 
 impl Node {
-    /// Starts kubelet and proxy on a running CRI server.
+    /// Starts kubelet, proxy and network policies on a running CRI server.
     pub fn start(config: Config, runtime: Runtime, clients: Clients) -> Self {
         let (keep, layout) = (config.keep, config.layout.clone());
         let proxy_config = proxy_config(&config.name, &config.cluster_cidrs);
+        let policy_config = proxy::policy::Config::new(&config.name);
+        let policy_client = clients.proxy.clone();
+        let policy = Part::start("network policy", |stop| {
+            proxy::policy::run(policy_config, policy_client, stop)
+        });
         let proxy = Part::start("service proxy", |stop| {
             proxy::run(proxy_config, clients.proxy, stop)
         });
@@ -172,6 +178,7 @@ impl Node {
             runtime,
             kubelet,
             proxy,
+            policy,
             layout,
             keep,
         }
@@ -183,6 +190,7 @@ impl Node {
             error = self.runtime.ended() => error,
             error = self.kubelet.ended() => error,
             error = self.proxy.ended() => error,
+            error = self.policy.ended() => error,
         }
     }
 
@@ -190,9 +198,10 @@ impl Node {
     /// and returns the first.
     pub async fn stop(self) -> anyhow::Result<()> {
         let drained = self.kubelet.stop().await;
-        let mut results = vec![drained, self.proxy.stop().await];
+        let mut results = vec![drained, self.proxy.stop().await, self.policy.stop().await];
         if !self.keep {
             results.push(proxy::cleanup().context("remove the service rules"));
+            results.push(proxy::policy::cleanup().context("remove the network policies' rules"));
         }
         results.push(self.runtime.stop().await);
         if !self.keep {

@@ -15,12 +15,76 @@ pub async fn run(options: cli::Status) -> anyhow::Result<()> {
     let client = node::client(&kubeconfig)
         .await
         .context("is `orlop up` running? status asks its API")?;
+    if let Some(cli::StatusOf::Policy { pod, namespace }) = options.what {
+        return policy(&client, &pod, &namespace, options.output).await;
+    }
     let state = collect(&client).await.context("ask the API server")?;
     match options.output {
         cli::StatusForm::Json => println!("{}", serde_json::to_string_pretty(&state)?),
         cli::StatusForm::Text => print!("{}", text(&state)),
     }
     Ok(())
+}
+
+/// Prints what network policies allow to and from a pod.
+async fn policy(
+    client: &Client,
+    pod: &str,
+    namespace: &str,
+    form: cli::StatusForm,
+) -> anyhow::Result<()> {
+    let (namespace, pod) = pod.split_once('/').unwrap_or((namespace, pod));
+    let object = get(
+        client,
+        &format!("/api/v1/namespaces/{namespace}/pods/{pod}"),
+    )
+    .await?;
+    let path = format!("/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies");
+    let list = get(client, &path).await?;
+    let object: proxy::policy::object::Pod =
+        serde_json::from_value(object).context("read the pod")?;
+    let policies = items(&list).iter().cloned().map(serde_json::from_value);
+    let policies: Vec<_> = policies
+        .collect::<Result<_, _>>()
+        .context("read the network policies")?;
+    let explained = proxy::policy::explain::explain(&object, &policies)
+        .map_err(|error| anyhow::anyhow!("network policy {error}"))?;
+    match form {
+        cli::StatusForm::Json => println!("{}", serde_json::to_string_pretty(&explained)?),
+        cli::StatusForm::Text => print!("{}", policy_text(namespace, pod, explained.as_deref())),
+    }
+    Ok(())
+}
+
+fn policy_text(
+    namespace: &str,
+    pod: &str,
+    explained: Option<&[proxy::policy::explain::Explanation]>,
+) -> String {
+    let mut lines = vec![format!("pod {namespace}/{pod}")];
+    let Some(explained) = explained else {
+        lines.push("  no policy holds for it: it has the node's address, or has ended".to_owned());
+        return lines.join("\n") + "\n";
+    };
+    for direction in explained {
+        let name = direction.direction;
+        if !direction.isolated {
+            lines.push(format!("  {name}: all is allowed, no policy isolates it"));
+            continue;
+        }
+        lines.push(format!("  {name}: only this is allowed"));
+        for policy in &direction.policies {
+            lines.push(format!("    by policy {}:", policy.policy));
+            if policy.allows.is_empty() {
+                lines.push("      nothing".to_owned());
+            }
+            let allowed = policy.allows.iter();
+            lines.extend(allowed.map(|what| format!("      {what}")));
+        }
+    }
+    lines
+        .push("  always: connections that stand, the pod itself, and from its own node".to_owned());
+    lines.join("\n") + "\n"
 }
 
 async fn get(client: &Client, path: &str) -> anyhow::Result<Value> {

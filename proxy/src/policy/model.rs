@@ -378,7 +378,11 @@ impl Model {
         let elements = self.sets.entry(set).or_default();
         let count = elements.get(&element).copied().unwrap_or(0);
         self.before.entry((set, element)).or_insert(count > 0);
-        match if added { count + 1 } else { count.saturating_sub(1) } {
+        match if added {
+            count + 1
+        } else {
+            count.saturating_sub(1)
+        } {
             0 => elements.remove(&element),
             count => elements.insert(element, count),
         };

@@ -136,8 +136,18 @@ mod tests {
         let mut ranges = Ranges::default();
         ranges.add("::/0".parse().expect("network"), &[]);
         assert_eq!(ranges.ends(Family::Ip6), [(vec![0; 16], false)]);
-        ranges.add("0.0.0.0/0".parse().expect("network"), &["10.0.0.0/8".parse().expect("network")]);
+        ranges.add(
+            "0.0.0.0/0".parse().expect("network"),
+            &["10.0.0.0/8".parse().expect("network")],
+        );
         let ends = ranges.ends(Family::Ip);
-        assert_eq!(ends, [(vec![0; 4], false), (vec![10, 0, 0, 0], true), (vec![11, 0, 0, 0], false)]);
+        assert_eq!(
+            ends,
+            [
+                (vec![0; 4], false),
+                (vec![10, 0, 0, 0], true),
+                (vec![11, 0, 0, 0], false)
+            ]
+        );
     }
 }

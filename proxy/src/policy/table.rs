@@ -81,7 +81,9 @@ pub fn replace(batch: &mut Batch, families: &[Family], model: &Model) {
         let mut writer = Writer::new(batch, *family);
         writer.skeleton();
         for (set, _) in model.sets() {
-            writer.batch.add_set(&writer.table, &declaration(set, *family));
+            writer
+                .batch
+                .add_set(&writer.table, &declaration(set, *family));
         }
         for policy in model.policies().values() {
             writer.add_policy(model, policy.number, &policy.facts);
@@ -102,7 +104,9 @@ pub fn change(batch: &mut Batch, families: &[Family], model: &Model, difference:
     for family in families {
         let mut writer = Writer::new(batch, *family);
         for set in &difference.new_sets {
-            writer.batch.add_set(&writer.table, &declaration(*set, *family));
+            writer
+                .batch
+                .add_set(&writer.table, &declaration(*set, *family));
         }
         for number in &difference.new_policies {
             if let Some((_, facts)) = model.policy(*number) {
@@ -219,13 +223,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Brings an address's chains from one isolation to another.
-    fn set_address(
-        &mut self,
-        model: &Model,
-        address: IpAddr,
-        before: &Isolation,
-        now: &Isolation,
-    ) {
+    fn set_address(&mut self, model: &Model, address: IpAddr, before: &Isolation, now: &Isolation) {
         if family_of(address) != self.family {
             return;
         }

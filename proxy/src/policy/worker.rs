@@ -25,8 +25,6 @@ pub struct Worker {
     want_pods: Option<oneshot::Sender<()>>,
     /// The tables are what the model was at the last difference.
     programmed: bool,
-    /// There may be tables.
-    stale: bool,
     retry: Option<(Instant, Duration)>,
     progress: Progress,
 }
@@ -34,6 +32,12 @@ pub struct Worker {
 impl Worker {
     pub fn new(config: Config, want_pods: oneshot::Sender<()>) -> Result<Worker, Error> {
         let socket = Socket::open().map_err(Error::Socket)?;
+        // At once: connections that are to go on when a policy comes have to be known before.
+        if config.bridge_filtering && !crate::sysctl::enable_bridge_filtering() {
+            tracing::error!(
+                "the kernel has no br_netfilter (modprobe br_netfilter): network policies don't hold between pods of one bridge"
+            );
+        }
         let mut families = vec![Family::Ip];
         if Path::new("/proc/sys/net/ipv6").exists() {
             families.push(Family::Ip6);
@@ -46,7 +50,6 @@ impl Worker {
             listed: HashSet::new(),
             want_pods: Some(want_pods),
             programmed: false,
-            stale: true,
             retry: None,
             progress: Progress::default(),
         })
@@ -136,24 +139,15 @@ impl Worker {
         let begun = Instant::now();
         let difference = self.model.take_difference();
         let mut batch = Batch::new();
-        if none {
-            if self.stale {
-                table::delete(&mut batch, &self.families);
-            }
-        } else if self.programmed {
+        if self.programmed {
             table::change(&mut batch, &self.families, &self.model, &difference);
         } else {
-            if self.config.bridge_filtering && !crate::sysctl::enable_bridge_filtering() {
-                tracing::error!(
-                    "the kernel has no br_netfilter (modprobe br_netfilter): network policies don't hold between pods of one bridge"
-                );
-            }
             table::replace(&mut batch, &self.families, &self.model);
         }
         let changes = batch.len();
         match batch.commit(&mut self.socket) {
             Ok(()) => {
-                (self.programmed, self.stale) = (!none, !none);
+                self.programmed = true;
                 self.retry = None;
                 if changes > 0 {
                     self.progress.transactions += 1;
@@ -163,7 +157,7 @@ impl Worker {
             }
             Err(error) => self.failed(&error),
         }
-        self.report(none);
+        self.report();
     }
 
     /// The next transaction makes the tables anew; until then what stands, stands.
@@ -173,14 +167,13 @@ impl Worker {
             .map_or(SHORTEST_RETRY, |(_, delay)| (delay * 2).min(LONGEST_RETRY));
         tracing::error!(%error, "the network policies' rules were refused; trying again in {delay:?}");
         self.programmed = false;
-        self.stale = true;
         self.retry = Some((Instant::now() + delay, delay));
     }
 
-    fn report(&mut self, none: bool) {
+    fn report(&mut self) {
         self.progress.synced = self.retry.is_none();
         self.progress.policies = self.model.policies().len();
-        self.progress.isolated = if none { 0 } else { self.model.isolated().len() };
+        self.progress.isolated = self.model.isolated().len();
         self.config.report(self.progress);
     }
 }

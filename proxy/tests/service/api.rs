@@ -1,4 +1,4 @@
-//! An API server of three kinds in memory, behind a `kube::Client` without a socket.
+//! An API server of a few kinds in memory, behind a `kube::Client` without a socket.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -36,6 +36,9 @@ fn path_of(kind: &str) -> &'static str {
         "Service" => "/api/v1/services",
         "EndpointSlice" => "/apis/discovery.k8s.io/v1/endpointslices",
         "Node" => "/api/v1/nodes",
+        "Pod" => "/api/v1/pods",
+        "Namespace" => "/api/v1/namespaces",
+        "NetworkPolicy" => "/apis/networking.k8s.io/v1/networkpolicies",
         other => panic!("kind {other}"),
     }
 }

@@ -13,6 +13,7 @@ mod event;
 mod lease;
 mod meta;
 mod namespace;
+mod networkpolicy;
 mod node;
 mod pod;
 mod rbac;
@@ -44,6 +45,7 @@ pub fn kinds() -> &'static [Kind] {
         replicaset::KIND,
         lease::KIND,
         endpointslice::KIND,
+        networkpolicy::KIND,
         runtimeclass::KIND,
         csi::DRIVER,
         csi::NODE,

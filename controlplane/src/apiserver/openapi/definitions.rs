@@ -3,7 +3,8 @@
 use api::schema::{Field, Struct, Topology};
 use k8s_openapi::api::{
     apps::v1 as apps, coordination::v1 as coordination, core::v1 as core,
-    discovery::v1 as discovery, node::v1 as node, rbac::v1 as rbac, storage::v1 as storage,
+    discovery::v1 as discovery, networking::v1 as networking, node::v1 as node, rbac::v1 as rbac,
+    storage::v1 as storage,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ListMeta, Patch, Status};
 use schemars::generate::SchemaSettings;
@@ -37,6 +38,10 @@ const TYPES: &[(&str, Add)] = &[
     (
         "discovery/v1.EndpointSlice",
         add::<discovery::EndpointSlice>,
+    ),
+    (
+        "networking/v1.NetworkPolicy",
+        add::<networking::NetworkPolicy>,
     ),
     ("node/v1.RuntimeClass", add::<node::RuntimeClass>),
     ("storage/v1.CSIDriver", add::<storage::CSIDriver>),
