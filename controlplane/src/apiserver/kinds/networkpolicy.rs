@@ -175,7 +175,7 @@ fn validate_block(errors: &mut Errors, block: &Value, at: &Path) {
                 errors.push(FieldError::invalid(
                     at,
                     part,
-                    &format!("must be a strict subset of `cidr`: {text}"),
+                    format!("must be a strict subset of `cidr`: {text}"),
                 ));
             }
             Ok(_) => {}
