@@ -51,6 +51,8 @@ pub enum Error {
     #[error(transparent)]
     Images(#[from] image::Error),
     #[error(transparent)]
+    Proxy(#[from] image::InvalidProxy),
+    #[error(transparent)]
     Keeper(#[from] keeper::KeeperError),
     #[error(transparent)]
     Streams(#[from] streaming::Error),
@@ -163,7 +165,8 @@ async fn open(
         journal.clone(),
         config.layer_limits,
     )?);
-    let puller = image::Puller::new(images.clone(), config.registry_hosts_dirs.clone());
+    let hosts = config.registry_hosts_dirs.clone();
+    let puller = image::Puller::new(images.clone(), hosts, image::Proxies::from_environment()?);
     let state = State::load(journal.clone(), &images)?;
     let cgroups = Cgroups::open(journal.clone())?;
     let pins = Pins::open(&config.state)

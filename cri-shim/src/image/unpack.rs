@@ -4,8 +4,10 @@
 //! with `openat2(RESOLVE_IN_ROOT)` under the layer's own directory; every effect is then made relative to that
 //! descriptor, on a last component that is never followed. Whiteouts become overlayfs' own marks. A folder that
 //! an entry needs but the layer doesn't mention gets the attributes that it has in the layers below, since in a
-//! stack the upper folder's attributes win.
+//! stack the upper folder's attributes win. Names lead through symlinks of lower layers, and hard links to files of
+//! them, as they would on the mounted stack.
 
+mod below;
 mod entry;
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::hosts::Endpoint;
+use super::proxy::{Proxies, Proxy};
 use super::resolve;
 
 /// How long a connection may take to come about, TLS included.
@@ -40,13 +41,14 @@ const SYSTEM_AUTHORITIES: [&str; 4] = [
 /// An HTTP client for one endpoint.
 pub type HttpClient = Client<Connector, Full<Bytes>>;
 
-/// A client that trusts whom the endpoint says.
+/// A client that trusts whom the endpoint says, and goes through the proxy that is set for a URL.
 ///
 /// # Errors
 /// When an authority's file can't be read.
-pub fn client(endpoint: &Endpoint) -> io::Result<HttpClient> {
+pub fn client(endpoint: &Endpoint, proxies: &Arc<Proxies>) -> io::Result<HttpClient> {
     let tls = Arc::new(tls(endpoint)?);
-    Ok(Client::builder(TokioExecutor::new()).build(Connector { tls }))
+    let proxies = proxies.clone();
+    Ok(Client::builder(TokioExecutor::new()).build(Connector { tls, proxies }))
 }
 
 fn tls(endpoint: &Endpoint) -> io::Result<ClientConfig> {
@@ -101,6 +103,7 @@ fn add_authorities(roots: &mut RootCertStore, path: &Path) -> io::Result<()> {
 #[derive(Clone)]
 pub struct Connector {
     tls: Arc<ClientConfig>,
+    proxies: Arc<Proxies>,
 }
 
 impl tower::Service<Uri> for Connector {
@@ -113,9 +116,9 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let tls = self.tls.clone();
+        let (tls, proxies) = (self.tls.clone(), self.proxies.clone());
         Box::pin(async move {
-            tokio::time::timeout(CONNECT_PATIENCE, connect(&uri, tls))
+            tokio::time::timeout(CONNECT_PATIENCE, connect(&uri, tls, proxies.of(&uri)))
                 .await
                 .unwrap_or_else(|_| {
                     Err(io::Error::new(
@@ -127,25 +130,39 @@ impl tower::Service<Uri> for Connector {
     }
 }
 
-async fn connect(uri: &Uri, tls: Arc<ClientConfig>) -> io::Result<Stream> {
+async fn connect(uri: &Uri, tls: Arc<ClientConfig>, proxy: Option<&Proxy>) -> io::Result<Stream> {
     let host = uri
         .host()
         .ok_or_else(|| io::Error::other("a URL without a host"))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let secure = uri.scheme_str() == Some("https");
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let (mut stream, proxied) = match proxy {
+        None => (dial(host, port).await?, false),
+        Some(proxy) => {
+            let mut stream = through(proxy).await?;
+            if secure {
+                proxy.tunnel(&mut stream, host, port).await?;
+            }
+            (stream, !secure)
+        }
+    };
+    if secure {
+        stream = encrypt(stream, host, tls).await?;
+    }
+    Ok(Stream {
+        inner: TokioIo::new(stream),
+        proxied,
+    })
+}
+
+async fn dial(host: &str, port: u16) -> io::Result<Box<dyn Io>> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
     for address in resolve::lookup(host).await? {
         match TcpStream::connect((address, port)).await {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
-                let plain: Box<dyn Io> = Box::new(stream);
-                if !secure {
-                    return Ok(Stream(TokioIo::new(plain)));
-                }
-                let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-                let secured = TlsConnector::from(tls).connect(name, plain).await?;
-                return Ok(Stream(TokioIo::new(Box::new(secured))));
+                return Ok(Box::new(stream));
             }
             Err(error) => {
                 last = io::Error::new(
@@ -158,16 +175,54 @@ async fn connect(uri: &Uri, tls: Arc<ClientConfig>) -> io::Result<Stream> {
     Err(last)
 }
 
+async fn encrypt(
+    stream: Box<dyn Io>,
+    host: &str,
+    tls: Arc<ClientConfig>,
+) -> io::Result<Box<dyn Io>> {
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    Ok(Box::new(
+        TlsConnector::from(tls).connect(name, stream).await?,
+    ))
+}
+
+/// A connection to a proxy, which the system's authorities vouch for.
+async fn through(proxy: &Proxy) -> io::Result<Box<dyn Io>> {
+    let said = |error: io::Error| {
+        io::Error::new(
+            error.kind(),
+            format!("proxy {}:{}: {error}", proxy.host, proxy.port),
+        )
+    };
+    let stream = dial(&proxy.host, proxy.port).await.map_err(said)?;
+    if !proxy.secure {
+        return Ok(stream);
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(system_authorities().clone())
+        .with_no_client_auth();
+    encrypt(stream, &proxy.host, Arc::new(tls))
+        .await
+        .map_err(said)
+}
+
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// A connection, with or without TLS.
-pub struct Stream(TokioIo<Box<dyn Io>>);
+pub struct Stream {
+    inner: TokioIo<Box<dyn Io>>,
+    /// It ends at a proxy, which wants to be told whole URLs.
+    proxied: bool,
+}
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        Connected::new()
+        Connected::new().proxy(self.proxied)
     }
 }
 
@@ -177,7 +232,7 @@ impl Read for Stream {
         cx: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
     }
 }
 
@@ -187,15 +242,15 @@ impl Write for Stream {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, data)
+        Pin::new(&mut self.inner).poll_write(cx, data)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.inner).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
 

@@ -8,6 +8,7 @@ mod auth;
 mod connect;
 mod download;
 mod hosts;
+mod proxy;
 mod registry;
 mod resolve;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use download::{Download, Downloads};
 use registry::Registry;
 
 pub use auth::Credentials;
+pub use proxy::{InvalidProxy, Proxies};
 
 /// Indexes may nest; deeper than this is a loop or a mistake.
 const INDEX_DEPTH: usize = 4;
@@ -37,6 +39,7 @@ pub struct Puller {
     store: Arc<Store>,
     /// Folders of hosts files, the first one that knows a registry wins.
     hosts: Vec<PathBuf>,
+    proxies: Arc<Proxies>,
     downloads: Arc<Downloads>,
 }
 
@@ -49,10 +52,11 @@ struct Fetched {
 
 impl Puller {
     /// Pulls into `store`; `hosts` are folders in the form of containerd's `certs.d`.
-    pub fn new(store: Arc<Store>, hosts: Vec<PathBuf>) -> Self {
+    pub fn new(store: Arc<Store>, hosts: Vec<PathBuf>, proxies: Proxies) -> Self {
         Self {
             store,
             hosts,
+            proxies: Arc::new(proxies),
             downloads: Arc::default(),
         }
     }
@@ -67,7 +71,7 @@ impl Puller {
         reference: &Reference,
         credentials: Credentials,
     ) -> Result<Imported, Error> {
-        let registry = Registry::open(reference, credentials, &self.hosts)?;
+        let registry = Registry::open(reference, credentials, &self.hosts, &self.proxies)?;
         let top = fetch(&registry, &reference.version).await?;
         let mut names = Names::default();
         names.digests.insert(reference.with_digest(&top.digest));

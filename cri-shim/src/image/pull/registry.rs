@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, PROXY_AUTHORIZATION, RANGE, RETRY_AFTER,
+    USER_AGENT, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
@@ -17,6 +18,7 @@ use tokio::sync::Mutex;
 use super::auth::{Challenge, Credentials};
 use super::connect::{self, HttpClient};
 use super::hosts::{self, Endpoint};
+use super::proxy::Proxies;
 use crate::image::digest::Digest;
 use crate::image::error::Error;
 use crate::image::reference::Reference;
@@ -53,6 +55,7 @@ struct Inner {
 struct Host {
     endpoint: Endpoint,
     client: HttpClient,
+    proxies: Arc<Proxies>,
     /// The header that it accepted last.
     authorization: Mutex<Option<String>>,
 }
@@ -65,6 +68,25 @@ enum Failure {
     Broken(String),
 }
 
+impl Host {
+    /// Asks a server, through a proxy if one is set for its URL.
+    async fn request(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, hyper_util::client::legacy::Error> {
+        // A tunnel's way is opened with it; a plain request carries it itself.
+        let plain = request.uri().scheme_str() == Some("http");
+        let proxy = self.proxies.of(request.uri()).filter(|_| plain);
+        if let Some(header) = proxy.and_then(|proxy| proxy.authorization.as_ref())
+            && let Ok(mut header) = http::HeaderValue::from_str(header)
+        {
+            header.set_sensitive(true);
+            request.headers_mut().insert(PROXY_AUTHORIZATION, header);
+        }
+        self.client.request(request).await
+    }
+}
+
 impl Registry {
     /// Prepares to talk to an image's registry.
     ///
@@ -74,6 +96,7 @@ impl Registry {
         reference: &Reference,
         credentials: Credentials,
         folders: &[PathBuf],
+        proxies: &Arc<Proxies>,
     ) -> Result<Self, Error> {
         let failed = |why: String| Error::Pull {
             image: reference.to_string(),
@@ -82,8 +105,10 @@ impl Registry {
         let endpoints = hosts::endpoints(&reference.domain, folders)
             .map_err(|error| failed(error.to_string()))?;
         let open = |endpoint: Endpoint| {
-            let client = connect::client(&endpoint).map_err(|error| failed(error.to_string()))?;
+            let client =
+                connect::client(&endpoint, proxies).map_err(|error| failed(error.to_string()))?;
             Ok(Host {
+                proxies: proxies.clone(),
                 endpoint,
                 client,
                 authorization: Mutex::new(None),
@@ -246,7 +271,7 @@ impl Registry {
         headers: &HeaderMap,
     ) -> Result<Response<Incoming>, Failure> {
         let known = host.authorization.lock().await.clone();
-        let response = send(&host.client, url, headers, known.as_deref()).await?;
+        let response = send(host, url, headers, known.as_deref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
@@ -267,7 +292,7 @@ impl Registry {
         if fresh == known || fresh.is_none() {
             return Ok(response);
         }
-        send(&host.client, url, headers, fresh.as_deref()).await
+        send(host, url, headers, fresh.as_deref()).await
     }
 
     /// The header that answers a challenge; `None` where there is nothing to answer with.
@@ -296,7 +321,7 @@ impl Registry {
             ) => {
                 let own = format!("repository:{}:pull", self.inner.path);
                 let scope = if scope.is_empty() { &own } else { scope };
-                let token = fetch_token(&host.client, realm, service, scope, credentials).await?;
+                let token = fetch_token(host, realm, service, scope, credentials).await?;
                 Ok(Some(format!("Bearer {token}")))
             }
         }
@@ -313,7 +338,7 @@ struct Token {
 }
 
 async fn fetch_token(
-    client: &HttpClient,
+    host: &Host,
     realm: &str,
     service: &str,
     scope: &str,
@@ -344,7 +369,7 @@ async fn fetch_token(
     let request =
         request.map_err(|error| Failure::Refused(format!("token server {realm}: {error}")))?;
     let broken = |why: String| Failure::Broken(format!("token server {realm}: {why}"));
-    let answer = tokio::time::timeout(ANSWER_PATIENCE, client.request(request)).await;
+    let answer = tokio::time::timeout(ANSWER_PATIENCE, host.request(request)).await;
     let answer = answer
         .map_err(|_| broken("no answer".into()))?
         .map_err(|error| broken(chain(&error)))?;
@@ -367,7 +392,7 @@ async fn fetch_token(
 
 /// A GET that follows redirects. Another host isn't shown what is for this one.
 async fn send(
-    client: &HttpClient,
+    host: &Host,
     url: &str,
     headers: &HeaderMap,
     authorization: Option<&str>,
@@ -390,7 +415,7 @@ async fn send(
         }
         let request = request.body(Full::default()).map_err(refused)?;
         let broken = |why: String| Failure::Broken(format!("{url}: {why}"));
-        let answer = tokio::time::timeout(ANSWER_PATIENCE, client.request(request)).await;
+        let answer = tokio::time::timeout(ANSWER_PATIENCE, host.request(request)).await;
         let answer = answer
             .map_err(|_| broken("no answer".into()))?
             .map_err(|error| broken(chain(&error)))?;

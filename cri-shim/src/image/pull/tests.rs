@@ -261,11 +261,15 @@ struct Bench {
 }
 
 fn bench() -> Bench {
+    bench_with(Proxies::default())
+}
+
+fn bench_with(proxies: Proxies) -> Bench {
     let root = tempfile::tempdir().unwrap();
     let journal = Arc::new(Journal::open(root.path().join("journal"), 1).unwrap());
     let store =
         Arc::new(Store::open(root.path().join("images"), journal, Limits::default()).unwrap());
-    let puller = Puller::new(store.clone(), vec![root.path().join("certs.d")]);
+    let puller = Puller::new(store.clone(), vec![root.path().join("certs.d")], proxies);
     Bench {
         root,
         store,
@@ -501,4 +505,39 @@ async fn mirrors_are_asked_first_and_do_not_see_passwords() {
             .starts_with("pull registry.example/team/other:v1:"),
         "{error}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_is_asked_for_what_is_not_on_this_machine() {
+    let proxy = serve(Manners::default()).await;
+    let value = format!("http://me:you@{}", proxy.address);
+    let proxies = |scheme: &'static str| {
+        let value = value.clone();
+        Proxies::read(move |name| (name == scheme).then(|| value.clone())).unwrap()
+    };
+    let bench = bench_with(proxies("HTTP_PROXY"));
+    bench.mirror("registry.example", &[], "registry.invalid");
+    let reference = Reference::parse("registry.example/team/app:v1").unwrap();
+    bench
+        .puller
+        .pull(&reference, Credentials::Anonymous)
+        .await
+        .unwrap();
+    let asked = proxy.requests.lock().unwrap().clone();
+    let whole = |url: &String| url.starts_with("http://registry.invalid/v2/team/app/");
+    assert!(!asked.is_empty() && asked.iter().all(whole), "{asked:?}");
+    // TLS goes through a tunnel, which this proxy refuses.
+    let bench = bench_with(proxies("HTTPS_PROXY"));
+    let reference = Reference::parse("registry.invalid/team/app:v1").unwrap();
+    let error = bench
+        .puller
+        .pull(&reference, Credentials::Anonymous)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains(&format!("proxy {}", proxy.address)),
+        "{error}"
+    );
+    assert!(!error.contains("you"), "{error}");
 }

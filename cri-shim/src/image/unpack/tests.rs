@@ -176,13 +176,19 @@ fn nothing_is_written_outside_the_layer() {
     // An absolute name stays inside.
     let dir = Layer::new().file("/abs/evil", "x").unpack(&[]).unwrap();
     assert!(dir.path().join("abs/evil").exists());
-    // A symlink's target means a place in the layer, where there is none.
-    let error = refusal(
-        Layer::new()
-            .add("way", EntryType::Symlink, 0o777, target)
-            .file("way/evil", "x"),
-    );
-    assert!(error.starts_with("entry \"way/evil\""), "{error}");
+    // A symlink's target means a place in the layer.
+    let inside = Layer::new()
+        .add("way", EntryType::Symlink, 0o777, target)
+        .file("way/evil", "x")
+        .unpack(&[])
+        .unwrap();
+    let place = target.trim_start_matches('/');
+    assert!(inside.path().join(place).join("evil").exists());
+    let circle = Layer::new()
+        .add("a", EntryType::Symlink, 0o777, "b")
+        .add("b", EntryType::Symlink, 0o777, "a")
+        .file("a/evil", "x");
+    assert!(refusal(circle).contains("symbolic links"));
     let chained = Layer::new()
         .add("one", EntryType::Symlink, 0o777, "..")
         .add("two", EntryType::Symlink, 0o777, "one/..")
@@ -266,4 +272,80 @@ fn a_truncated_archive_is_an_error() {
     bytes.truncate(1500);
     let dir = tempfile::tempdir().unwrap();
     assert!(unpack(bytes.as_slice(), dir.path(), &[], Limits::default()).is_err());
+}
+
+#[test]
+fn a_hard_link_to_a_lower_layers_file_brings_it_up() {
+    let lowest = Layer::new()
+        .folder("bin", 0o711)
+        .xattr("user.colour", "blue")
+        .add("bin/tool", EntryType::Regular, 0o4755, "content")
+        .file("bin/gone", "x")
+        .folder("old", 0o755)
+        .file("old/file", "x")
+        .add("sbin", EntryType::Symlink, 0o777, "/bin")
+        .unpack(&[])
+        .unwrap();
+    let middle = Layer::new()
+        .file("bin/.wh.gone", "")
+        .folder("old", 0o755)
+        .file("old/.wh..wh..opq", "")
+        .unpack(&[lowest.path().into()])
+        .unwrap();
+    let below = [middle.path().to_owned(), lowest.path().to_owned()];
+    let link = |target: &str| {
+        Layer::new()
+            .add("deep/name", EntryType::Link, 0o644, target)
+            .unpack(&below)
+    };
+    for target in ["bin/tool", "sbin/tool"] {
+        let dir = link(target).unwrap();
+        let (name, tool) = (dir.path().join("deep/name"), dir.path().join("bin/tool"));
+        let (name, found) = (name.metadata().unwrap(), tool.metadata().unwrap());
+        assert_eq!((name.ino(), name.nlink()), (found.ino(), 2));
+        assert_eq!((found.mode() & 0o7777, found.uid()), (0o4755, 1000));
+        assert_eq!(found.mtime(), 1_700_000_000);
+        assert_eq!(std::fs::read_to_string(&tool).unwrap(), "content");
+        let mut value = [0; 16];
+        let n = rustix::fs::getxattr(&tool, "user.colour", &mut value).unwrap();
+        assert_eq!(&value[..n], b"blue");
+        let bin = dir.path().join("bin").metadata().unwrap();
+        assert_eq!((bin.mode() & 0o7777, bin.mtime()), (0o711, 1_700_000_000));
+    }
+    assert_eq!(
+        lowest.path().join("bin/tool").metadata().unwrap().nlink(),
+        1
+    );
+    for hidden in ["bin/gone", "old/file", "none"] {
+        let error = link(hidden).unwrap_err().to_string();
+        assert!(error.contains("in no layer"), "{hidden}: {error}");
+    }
+}
+
+#[test]
+fn a_name_leads_through_a_lower_layers_symlink() {
+    let below = Layer::new()
+        .folder("usr", 0o755)
+        .folder("usr/bin", 0o711)
+        .add("bin", EntryType::Symlink, 0o777, "usr/bin")
+        .unpack(&[])
+        .unwrap();
+    let dir = Layer::new()
+        .file("bin/tool", "x")
+        .folder("bin/more", 0o700)
+        .file("bin/.wh.old", "")
+        .unpack(&[below.path().into()])
+        .unwrap();
+    assert!(!dir.path().join("bin").exists(), "the symlink stays");
+    let bin = dir.path().join("usr/bin");
+    assert_eq!(bin.metadata().unwrap().mode() & 0o7777, 0o711);
+    assert_eq!(std::fs::read_to_string(bin.join("tool")).unwrap(), "x");
+    assert_eq!(bin.join("more").metadata().unwrap().mtime(), 1_700_000_000);
+    assert!(
+        bin.join("old")
+            .symlink_metadata()
+            .unwrap()
+            .file_type()
+            .is_char_device()
+    );
 }

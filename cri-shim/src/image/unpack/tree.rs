@@ -11,26 +11,36 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Error;
+use super::below::Found;
 use super::entry::{Attributes, Node};
 
 const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
-const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const OPAQUE: &str = "trusted.overlay.opaque";
+pub(super) const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
 
 pub struct Tree {
     root: OwnedFd,
     below: Vec<OwnedFd>,
     /// The folder of the last entry: archives list a folder's entries one after the other.
-    folder: Option<(Vec<Vec<u8>>, OwnedFd)>,
+    folder: Option<Folder>,
     /// Folders' times, set last, since making an entry changes its folder's.
     times: Vec<(Vec<Vec<u8>>, Timespec)>,
 }
 
+/// An open folder of the layer.
+struct Folder {
+    /// As the archive writes it.
+    written: Vec<Vec<u8>>,
+    /// Where that is in the stack: a lower layer may have a symlink on the way.
+    real: Vec<Vec<u8>>,
+    open: OwnedFd,
+}
+
 /// Where an entry goes, for effects and for messages.
-struct Place<'a> {
-    folder: &'a OwnedFd,
-    name: &'a [u8],
-    entry: &'a str,
+pub(super) struct Place<'a> {
+    pub folder: &'a OwnedFd,
+    pub name: &'a [u8],
+    pub entry: &'a str,
 }
 
 impl Tree {
@@ -61,7 +71,8 @@ impl Tree {
         let entry = display(path);
         if *node == Node::Opaque {
             self.folder = None;
-            let folder = self.ensure_folder(path, &entry)?;
+            let real = self.resolve(path, &entry)?;
+            let folder = self.ensure_folder(&real, &entry)?;
             return mark_opaque(&folder).map_err(|source| failed(&entry, "mark it opaque", source));
         }
         let Some((name, parents)) = path.split_last() else {
@@ -72,14 +83,23 @@ impl Tree {
             }
             return Ok(());
         };
-        if self.folder.as_ref().is_none_or(|(at, _)| at != parents) {
-            let folder = self.ensure_folder(parents, &entry)?;
-            self.folder = Some((parents.to_vec(), folder));
+        if self
+            .folder
+            .as_ref()
+            .is_none_or(|folder| folder.written != parents)
+        {
+            let real = self.resolve(parents, &entry)?;
+            self.folder = Some(Folder {
+                written: parents.to_vec(),
+                open: self.ensure_folder(&real, &entry)?,
+                real,
+            });
         }
-        let Some((_, folder)) = &self.folder else {
+        let Some(at) = &self.folder else {
             return Ok(());
         };
-        let folder = folder.try_clone().map_err(|source| Error::Io {
+        let mut real = at.real.clone();
+        let folder = at.open.try_clone().map_err(|source| Error::Io {
             entry: entry.clone(),
             operation: "open its folder",
             source,
@@ -94,7 +114,8 @@ impl Tree {
             Node::Directory => {
                 // A symlink that an earlier entry made here is replaced, so a cached folder may be another one.
                 self.folder = None;
-                self.times.push((path.to_vec(), attributes.modified));
+                real.push(name.clone());
+                self.times.push((real, attributes.modified));
                 place.make_directory(attributes)
             }
             Node::Hardlink(target) => {
@@ -132,28 +153,53 @@ impl Tree {
         Ok(())
     }
 
-    fn link(&self, target: &[Vec<u8>], place: &Place<'_>) -> Result<(), Error> {
-        let failed = |operation| move |source| failed(place.entry, operation, source);
-        let (name, parents) = target.split_last().ok_or_else(|| Error::Refused {
+    /// Links to a node of this layer, or to one of a layer below, which then comes up into this one.
+    fn link(&mut self, target: &[Vec<u8>], place: &Place<'_>) -> Result<(), Error> {
+        let fail = |operation| move |source| failed(place.entry, operation, source);
+        let refused = |why| Error::Refused {
             entry: place.entry.to_owned(),
-            why: "it is a link to the root",
-        })?;
-        let folder =
-            rustix::fs::openat2(&self.root, &*join(parents), FOLDER, Mode::empty(), INSIDE)
-                .map_err(failed("open the folder of its link target in this layer"))?;
+            why,
+        };
+        let (name, parents) = target
+            .split_last()
+            .ok_or_else(|| refused("it is a link to the root"))?;
+        let parents = self.resolve(parents, place.entry)?;
+        let mut path = parents.clone();
+        path.push(name.clone());
+        let found = self
+            .find(&path)
+            .map_err(fail("look for its link target"))?
+            .ok_or_else(|| refused("it is a link to what is in no layer up to this one"))?;
         // Without AT_SYMLINK_FOLLOW: a link to a symlink is one more name of the symlink.
-        rustix::fs::linkat(
-            &folder,
-            name.as_slice(),
-            place.folder,
-            place.name,
-            AtFlags::empty(),
-        )
-        .map_err(failed("link it to its target in this layer"))
+        let link = |folder: &OwnedFd| {
+            rustix::fs::linkat(
+                folder,
+                name.as_slice(),
+                place.folder,
+                place.name,
+                AtFlags::empty(),
+            )
+            .map_err(fail("link it to its target"))
+        };
+        if found.own {
+            return link(found.folder());
+        }
+        let folder = self.ensure_folder(&parents, place.entry)?;
+        self.copy_up(&found, name, &folder, place.entry)?;
+        link(&folder)
     }
 
-    /// Opens a folder of the layer, making what is missing of its path.
-    fn ensure_folder(&self, path: &[Vec<u8>], entry: &str) -> Result<OwnedFd, Error> {
+    pub(super) fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// The layers below, the nearest first.
+    pub(super) fn below(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.below.iter()
+    }
+
+    /// Opens a folder of the layer by its real path, making what is missing of it.
+    fn ensure_folder(&mut self, path: &[Vec<u8>], entry: &str) -> Result<OwnedFd, Error> {
         match rustix::fs::openat2(&self.root, &*join(path), FOLDER, Mode::empty(), INSIDE) {
             Ok(folder) => return Ok(folder),
             Err(Errno::NOENT) => {}
@@ -168,6 +214,10 @@ impl Tree {
             let (Some(here), Some(name)) = (path.get(..depth), path.get(depth - 1)) else {
                 break;
             };
+            // Looked for first: what is made hides it.
+            let below = self
+                .find(here)
+                .map_err(|source| failed(entry, "look for its folder below", source))?;
             let made =
                 match rustix::fs::mkdirat(&folder, name.as_slice(), Mode::from_raw_mode(0o755)) {
                     Ok(()) => true,
@@ -177,7 +227,7 @@ impl Tree {
             folder = rustix::fs::openat2(&self.root, &*join(here), FOLDER, Mode::empty(), INSIDE)
                 .map_err(|source| failed(entry, "open its folder", source))?;
             if made {
-                self.inherit(&folder, here)
+                self.inherit(&folder, here, below.as_ref())
                     .map_err(|source| failed(entry, "set its folder's attributes", source))?;
             }
         }
@@ -185,33 +235,26 @@ impl Tree {
     }
 
     /// Gives a folder that the archive doesn't mention the attributes that it has in the layers below.
-    fn inherit(&self, folder: &OwnedFd, path: &[Vec<u8>]) -> rustix::io::Result<()> {
-        for layer in &self.below {
-            let found = match rustix::fs::openat2(
-                layer,
-                &*join(path),
-                OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::empty(),
-                INSIDE,
-            ) {
-                Ok(found) => rustix::fs::fstat(&found)?,
-                Err(Errno::NOENT) => continue,
-                // Hidden by a file or a whiteout further up.
-                Err(_) => return Ok(()),
-            };
-            if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
-                return Ok(());
-            }
-            rustix::fs::chownat(
-                folder,
-                "",
-                Some(Uid::from_raw(found.st_uid)),
-                Some(Gid::from_raw(found.st_gid)),
-                AtFlags::EMPTY_PATH,
-            )?;
-            return set_mode(folder, found.st_mode & 0o7777);
+    fn inherit(
+        &mut self,
+        folder: &OwnedFd,
+        path: &[Vec<u8>],
+        below: Option<&Found>,
+    ) -> rustix::io::Result<()> {
+        let Some(below) = below.filter(|found| found.kind() == FileType::Directory) else {
+            return Ok(());
+        };
+        let found = &below.status;
+        let owner = (
+            Some(Uid::from_raw(found.st_uid)),
+            Some(Gid::from_raw(found.st_gid)),
+        );
+        rustix::fs::chownat(folder, "", owner.0, owner.1, AtFlags::EMPTY_PATH)?;
+        for (name, value) in below.xattrs(path)? {
+            set_xattr(&by_descriptor(folder), &name, &value)?;
         }
-        Ok(())
+        self.times.push((path.to_vec(), below.modified()));
+        set_mode(folder, found.st_mode & 0o7777)
     }
 }
 
@@ -294,7 +337,7 @@ impl Place<'_> {
         set_attributes(&folder, attributes, self.entry)
     }
 
-    fn make(
+    pub fn make(
         &self,
         node: &Node,
         attributes: &Attributes,
@@ -333,53 +376,56 @@ impl Place<'_> {
             Node::Directory | Node::Hardlink(_) | Node::Whiteout | Node::Opaque => return Ok(()),
         }
         let made = self.open(OFlags::PATH | OFlags::NOFOLLOW)?;
-        set_attributes_of(
-            &made,
-            attributes,
-            self.entry,
-            matches!(node, Node::Symlink(_)),
-        )?;
+        if matches!(node, Node::Symlink(_)) {
+            set_owner(&made, attributes).map_err(self.failed("set its owner"))?;
+            // There is no way to a symlink's attributes through its descriptor.
+            let path = PathBuf::from(by_descriptor(self.folder)).join(join(&[self.name.to_vec()]));
+            for (name, value) in &attributes.xattrs {
+                supported(rustix::fs::lsetxattr(
+                    &path,
+                    name.as_slice(),
+                    value,
+                    XattrFlags::empty(),
+                ))
+                .map_err(self.failed("set an extended attribute"))?;
+            }
+        } else {
+            set_attributes(&made, attributes, self.entry)?;
+        }
         set_times(&made, attributes.modified).map_err(self.failed("set its times"))
     }
 }
 
-fn set_attributes(node: &impl AsFd, attributes: &Attributes, entry: &str) -> Result<(), Error> {
-    set_attributes_of(node, attributes, entry, false)
-}
-
 /// Owner first (chown clears setuid), then extended attributes (chown clears capabilities), then the mode.
-fn set_attributes_of(
-    node: &impl AsFd,
-    attributes: &Attributes,
-    entry: &str,
-    symlink: bool,
-) -> Result<(), Error> {
-    let owner = (
-        Some(Uid::from_raw(attributes.uid)),
-        Some(Gid::from_raw(attributes.gid)),
-    );
-    rustix::fs::chownat(node, "", owner.0, owner.1, AtFlags::EMPTY_PATH)
-        .map_err(|source| failed(entry, "set its owner", source))?;
+fn set_attributes(node: &impl AsFd, attributes: &Attributes, entry: &str) -> Result<(), Error> {
+    set_owner(node, attributes).map_err(|source| failed(entry, "set its owner", source))?;
     for (name, value) in &attributes.xattrs {
-        if symlink {
-            // There is no way to a symlink's attributes through its descriptor; images have none that matter.
-            break;
-        }
-        match rustix::fs::setxattr(
-            by_descriptor(node),
-            name.as_slice(),
-            value,
-            XattrFlags::empty(),
-        ) {
-            // The file system can't hold it: left out, as by other runtimes.
-            Ok(()) | Err(Errno::OPNOTSUPP) => {}
-            Err(source) => return Err(failed(entry, "set an extended attribute", source)),
-        }
-    }
-    if symlink {
-        return Ok(());
+        set_xattr(&by_descriptor(node), name, value)
+            .map_err(|source| failed(entry, "set an extended attribute", source))?;
     }
     set_mode(node, attributes.mode).map_err(|source| failed(entry, "set its mode", source))
+}
+
+fn set_owner(node: &impl AsFd, attributes: &Attributes) -> rustix::io::Result<()> {
+    rustix::fs::chownat(
+        node,
+        "",
+        Some(Uid::from_raw(attributes.uid)),
+        Some(Gid::from_raw(attributes.gid)),
+        AtFlags::EMPTY_PATH,
+    )
+}
+
+fn set_xattr(path: &str, name: &[u8], value: &[u8]) -> rustix::io::Result<()> {
+    supported(rustix::fs::setxattr(path, name, value, XattrFlags::empty()))
+}
+
+/// An attribute that the file system can't hold is left out, as by other runtimes.
+fn supported(set: rustix::io::Result<()>) -> rustix::io::Result<()> {
+    match set {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        other => other,
+    }
 }
 
 fn set_mode(node: &impl AsFd, mode: u32) -> rustix::io::Result<()> {
@@ -399,11 +445,11 @@ fn set_times(node: &impl AsFd, modified: Timespec) -> rustix::io::Result<()> {
 }
 
 /// A path to exactly the open node, for calls that an `O_PATH` descriptor is refused by.
-fn by_descriptor(node: &impl AsFd) -> String {
+pub(super) fn by_descriptor(node: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", node.as_fd().as_raw_fd())
 }
 
-fn join(path: &[Vec<u8>]) -> std::ffi::OsString {
+pub(super) fn join(path: &[Vec<u8>]) -> std::ffi::OsString {
     use std::os::unix::ffi::OsStringExt;
     if path.is_empty() {
         ".".into()
@@ -416,7 +462,7 @@ fn display(path: &[Vec<u8>]) -> String {
     String::from_utf8_lossy(&path.join(&b'/')).into_owned()
 }
 
-fn failed(entry: &str, operation: &'static str, source: Errno) -> Error {
+pub(super) fn failed(entry: &str, operation: &'static str, source: Errno) -> Error {
     Error::Io {
         entry: entry.to_owned(),
         operation,
