@@ -6,6 +6,8 @@
 //!
 //! A new plugin is one file and one line in the table here.
 
+#[cfg(test)]
+mod against_reference;
 mod attach;
 mod bandwidth;
 mod bridge;
