@@ -495,4 +495,57 @@ mod tests {
         };
         assert!(unified.settings(Layout::Hybrid).is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_weight_is_in_range_and_grows_with_the_shares(a in 1u64..1 << 40, b in 1u64..1 << 40) {
+            let (less, more) = (a.min(b), a.max(b));
+            let (low, high) = (cpu_weight_from_shares(less), cpu_weight_from_shares(more));
+            proptest::prop_assert!((1..=10_000).contains(&low) && (1..=10_000).contains(&high));
+            proptest::prop_assert!(low <= high);
+        }
+
+        #[test]
+        fn an_io_weight_is_in_range_and_grows(a in 10u16..=1000, b in 10u16..=1000) {
+            let (low, high) = (io_weight_from_blkio(a.min(b)), io_weight_from_blkio(a.max(b)));
+            proptest::prop_assert!((1..=10_000).contains(&low) && (1..=10_000).contains(&high));
+            proptest::prop_assert!(low <= high);
+        }
+
+        #[test]
+        fn memory_and_swap_of_v2_add_up_to_v1s(memory in 1i64..1 << 40, more in 0i64..1 << 40) {
+            let resources = Resources {
+                memory_limit_bytes: Some(memory),
+                memory_swap_bytes: Some(memory + more),
+                ..Resources::default()
+            };
+            let value = |file: &str| -> i64 {
+                let all = v2(&resources);
+                all.iter().find(|(name, _)| name == file).unwrap().1.parse().unwrap()
+            };
+            proptest::prop_assert_eq!(value("memory.max") + value("memory.swap.max"), memory + more);
+        }
+
+        #[test]
+        fn a_limit_that_is_taken_writes_one_line(
+            quota in proptest::option::of(proptest::num::i64::ANY), period in proptest::option::of(proptest::num::u64::ANY),
+            memory in proptest::option::of(proptest::num::i64::ANY), swap in proptest::option::of(proptest::num::i64::ANY),
+            pids in proptest::option::of(proptest::num::i64::ANY),
+        ) {
+            let resources = Resources {
+                cpu_quota_us: quota,
+                cpu_period_us: period,
+                memory_limit_bytes: memory,
+                memory_swap_bytes: swap,
+                pids_limit: pids,
+                ..Resources::default()
+            };
+            for layout in [Layout::Unified, Layout::Hybrid] {
+                for setting in resources.settings(layout).into_iter().flatten() {
+                    proptest::prop_assert!(!setting.value.is_empty() && !setting.value.contains('\n'));
+                    proptest::prop_assert!(setting.file.contains('.') && !setting.file.contains('/'));
+                }
+            }
+        }
+    }
 }
