@@ -212,9 +212,10 @@ impl Container {
         write_whole(&self.dir.join("state.json"), &text)
     }
 
-    /// Keeps the spec that it was made from, for later execs.
+    /// Keeps the spec that it was made from, for later execs. Before the record, without which nothing reads it.
     pub fn save_spec(&self, text: &[u8]) -> Result<(), StateError> {
-        write_whole(&self.dir.join("config.json"), text)
+        let path = self.dir.join("config.json");
+        std::fs::write(&path, text).map_err(failed("write", &path))
     }
 
     /// The spec that it was made from.

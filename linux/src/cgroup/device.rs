@@ -4,6 +4,7 @@ use super::Cgroup;
 use crate::error::{Context, Error, Result, check};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 /// The kinds of device nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +103,8 @@ impl Cgroup {
     /// # Errors
     /// EPERM without CAP_SYS_ADMIN or CAP_BPF; EOPNOTSUPP on a host with neither mechanism.
     pub fn set_devices(&self, rules: &[DeviceRule]) -> Result<()> {
+        let v1 = self.v1_dir("devices");
+        let plain = plain_v1(rules);
         if let Some(dir) = self.unified_dir() {
             let cgroup = rustix::fs::open(
                 &dir,
@@ -111,35 +114,66 @@ impl Cgroup {
                 rustix::fs::Mode::empty(),
             )
             .context("open", || dir.display().to_string())?;
-            match replace_program(cgroup.as_fd(), rules) {
-                // A kernel without cgroup programs; a v1 controller may be there.
-                Err(error) if error.is(libc::EINVAL) || error.is(libc::ENOSYS) => {}
-                other => return other,
+            // Where both could, the controller is a quarter of the work; a program that is there already counts too.
+            let by_controller = v1.is_some()
+                && plain.is_some()
+                && attached(cgroup.as_fd()).is_ok_and(|ids| ids.is_empty());
+            if !by_controller {
+                match replace_program(cgroup.as_fd(), rules) {
+                    // A kernel without cgroup programs; a v1 controller may be there.
+                    Err(error) if error.is(libc::EINVAL) || error.is(libc::ENOSYS) => {}
+                    other => return other,
+                }
             }
         }
-        let dir = self.v1_dir("devices").ok_or_else(|| {
+        let dir = v1.ok_or_else(|| {
             Error::new(
                 "limit devices (no eBPF, no controller)",
                 self.path(),
                 libc::EOPNOTSUPP,
             )
         })?;
-        super::write_file(&dir.join("devices.deny"), "a")?;
-        for rule in rules {
-            let file = if rule.allow {
-                "devices.allow"
-            } else {
-                "devices.deny"
-            };
-            let text = if rule.is_total() {
-                "a".to_owned()
-            } else {
-                rule.v1_text()
-            };
-            super::write_file(&dir.join(file), &text)?;
-        }
-        Ok(())
+        let plain = plain.ok_or_else(|| {
+            Error::new(
+                "limit devices (a rule that takes back a part of what one before it allows needs eBPF)",
+                self.path(),
+                libc::EOPNOTSUPP,
+            )
+        })?;
+        set_v1_devices(&dir, &plain)
     }
+}
+
+/// The rules in the controller's terms: those after the last one about everything, all of which allow. `None` for
+/// others: the controller forgets only what was allowed in the same words, so a denied part would stay allowed.
+fn plain_v1(rules: &[DeviceRule]) -> Option<Vec<String>> {
+    let mut lines = Vec::new();
+    let start = rules.iter().rposition(DeviceRule::is_total).unwrap_or(0);
+    for rule in rules.iter().skip(start) {
+        match (rule.is_total(), rule.allow) {
+            (true, allow) => lines.extend(allow.then(|| "a".to_owned())),
+            (false, true) => lines.push(rule.v1_text()),
+            (false, false) => return None,
+        }
+    }
+    Some(lines)
+}
+
+fn set_v1_devices(dir: &Path, allowed: &[String]) -> Result<()> {
+    super::write_file(&dir.join("devices.deny"), "a")?;
+    let path = dir.join("devices.allow");
+    let file = super::open_for_write(&path)?;
+    for line in allowed {
+        match rustix::io::write(&file, line.as_bytes()) {
+            // The cgroup above doesn't allow it, and so it is.
+            Ok(_) | Err(rustix::io::Errno::PERM) => {}
+            Err(errno) => {
+                let what = format!("{}={line}", path.display());
+                return Err(Error::new("write", what, errno.raw_os_error()));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// An eBPF instruction, as the kernel's `struct bpf_insn` lays it out.
@@ -368,6 +402,30 @@ mod tests {
         ]);
         assert_eq!(code.len(), 8);
         assert_eq!(code[6], insn(MOVE, 0, 0, 0, 0));
+    }
+
+    #[test]
+    fn the_controller_is_given_only_what_it_can_hold() {
+        let null = DeviceRule::allow_char(1, Some(3));
+        let nothing = DeviceRule::everything(false);
+        assert_eq!(
+            plain_v1(&[null, nothing, null]),
+            Some(vec!["c 1:3 rwm".to_owned()])
+        );
+        assert_eq!(
+            plain_v1(&[nothing, null, DeviceRule::everything(true)]),
+            Some(vec!["a".to_owned()])
+        );
+        let all_of_memory = DeviceRule::allow_char(1, None);
+        let but_one = DeviceRule {
+            allow: false,
+            ..null
+        };
+        assert_eq!(plain_v1(&[nothing, all_of_memory, but_one]), None);
+        assert_eq!(
+            plain_v1(&[all_of_memory, but_one, nothing]),
+            Some(Vec::new())
+        );
     }
 
     #[test]

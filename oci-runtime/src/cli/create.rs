@@ -159,8 +159,8 @@ fn new_container(
     record.cgroup_path = cgroup_path(context, &args.id, path.as_deref())?;
     let container = Container::create(&context.root, record)?;
     let saved = container
-        .save()
-        .and_then(|()| container.save_spec(&bundle.text));
+        .save_spec(&bundle.text)
+        .and_then(|()| container.save());
     match saved {
         Ok(()) => Ok(container),
         Err(error) => Err(undo(container, error.into())),

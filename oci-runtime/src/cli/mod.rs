@@ -62,6 +62,15 @@ struct Context {
 ///
 /// The process must have a single thread.
 pub fn main(args: Vec<OsString>) -> i32 {
+    // Before the words are read: that costs more than the look.
+    let sealed = if args
+        .iter()
+        .any(|word| ["create", "run", "exec"].iter().any(|name| word == name))
+    {
+        seal::restart_sealed()
+    } else {
+        Ok(())
+    };
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -85,7 +94,10 @@ pub fn main(args: Vec<OsString>) -> i32 {
         root: cli.root.unwrap_or_else(rootless::default_root),
         systemd_cgroup: cli.systemd_cgroup,
     };
-    match run(&context, command) {
+    match sealed
+        .map_err(Failure::from)
+        .and_then(|()| run(&context, command))
+    {
         Ok(code) => code,
         Err(failure) => {
             let text = failure.to_string();
@@ -100,12 +112,6 @@ pub fn main(args: Vec<OsString>) -> i32 {
 }
 
 fn run(context: &Context, command: Command) -> Outcome {
-    if matches!(
-        command,
-        Command::Create(_) | Command::Run(_) | Command::Exec(_)
-    ) {
-        seal::restart_sealed()?;
-    }
     match command {
         Command::Create(args) => create::create(context, &args),
         Command::Run(args) => create::run(context, &args),
