@@ -16,6 +16,7 @@ pub mod kube_proxy;
 mod leftovers;
 mod metrics;
 pub mod policy;
+pub mod route;
 pub mod ruleset;
 pub mod service;
 mod serving;

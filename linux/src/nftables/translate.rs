@@ -41,6 +41,23 @@ impl Rule {
         self.nat_to(false, address, port)
     }
 
+    /// `snat to ip saddr`: the source stays, and no later chain of the hook translates it.
+    pub fn keep_source(self, family: Family) -> Rule {
+        let (word, protocol, _) = nat_family(family);
+        let field = Field::saddr(family);
+        let translate = Expr::Nat {
+            source: true,
+            family: protocol,
+            address: Some(FIRST),
+            port: None,
+            flags: 0,
+        };
+        self.step(
+            &format!("snat {word} to {field}"),
+            [field.load(FIRST), translate],
+        )
+    }
+
     /// `snat to address[:port]`.
     pub fn snat_to(self, address: IpAddr, port: Option<u16>) -> Rule {
         self.nat_to(true, address, port)

@@ -16,6 +16,7 @@ mod source;
 mod table;
 mod worker;
 
+pub(crate) use ranges::Ranges;
 pub use source::Change;
 pub use table::TABLE;
 

@@ -12,7 +12,7 @@ type Task = Box<dyn FnOnce() + Send>;
 /// A thread in a network namespace of its own, which runs what it is given.
 pub struct Namespace {
     tasks: Sender<Task>,
-    thread_id: i32,
+    pub thread_id: i32,
 }
 
 impl Namespace {
@@ -142,7 +142,7 @@ pub struct Pod {
 
 pub const PORT: u16 = 8080;
 
-fn serve(namespace: &Namespace, name: &str) {
+pub fn serve(namespace: &Namespace, name: &str) {
     let (tcp_name, udp_name) = (name.to_owned(), name.to_owned());
     let listener = namespace.run(|| TcpListener::bind(("::", PORT)).expect("listen"));
     namespace.spawn(move || {
