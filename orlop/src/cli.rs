@@ -87,6 +87,9 @@ pub struct Up {
     pub api: Api,
     #[command(flatten)]
     pub this_node: ThisNode,
+    /// How the pods of other nodes are reached.
+    #[arg(long, value_enum, default_value_t = PodNetwork::Auto, value_name = "MODE")]
+    pub pod_network: PodNetwork,
 }
 
 /// Addresses of a cluster.
@@ -141,6 +144,31 @@ pub struct ThisNode {
     pub max_pods: u32,
 }
 
+/// How the pods of other nodes are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PodNetwork {
+    /// Directly where nodes share a link, else by VXLAN.
+    Auto,
+    /// Directly or not at all.
+    Direct,
+    /// By VXLAN.
+    Vxlan,
+    /// Another program takes care of it.
+    None,
+}
+
+impl PodNetwork {
+    /// The mode of this program's own routes, if it makes them.
+    pub fn mode(self) -> Option<proxy::route::Mode> {
+        match self {
+            PodNetwork::Auto => Some(proxy::route::Mode::Auto),
+            PodNetwork::Direct => Some(proxy::route::Mode::Direct),
+            PodNetwork::Vxlan => Some(proxy::route::Mode::Vxlan),
+            PodNetwork::None => None,
+        }
+    }
+}
+
 /// `orlop server`
 #[derive(Args, Clone, Debug)]
 pub struct Server {
@@ -170,6 +198,9 @@ pub struct Node {
     pub tls: Tls,
     #[command(flatten)]
     pub this_node: ThisNode,
+    /// How the pods of other nodes are reached.
+    #[arg(long, value_enum, default_value_t = PodNetwork::Auto, value_name = "MODE")]
+    pub pod_network: PodNetwork,
 }
 
 /// The kubelet's serving certificate.

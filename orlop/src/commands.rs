@@ -127,6 +127,7 @@ async fn whole_node(options: cli::Node) -> anyhow::Result<()> {
         kubelet_port: options.this_node.kubelet_port,
         pod_manifests: options.this_node.pod_manifest_path,
         max_pods: options.this_node.max_pods,
+        pod_network: options.pod_network.mode(),
         keep: true,
     };
     let mut node = Node::start(
@@ -167,6 +168,7 @@ async fn kubelet(options: cli::Kubelet) -> anyhow::Result<()> {
         kubelet_port: options.this_node.kubelet_port,
         pod_manifests: options.this_node.pod_manifest_path,
         max_pods: options.this_node.max_pods,
+        pod_network: None,
         keep: true,
     };
     let mut config = node::kubelet_config(config);

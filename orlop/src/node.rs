@@ -31,6 +31,8 @@ pub struct Config {
     pub pod_manifests: Option<std::path::PathBuf>,
     /// Most pods.
     pub max_pods: u32,
+    /// How other nodes' pods are reached; `None` if another program takes care of it.
+    pub pod_network: Option<proxy::route::Mode>,
     /// Leave the containers at the end.
     pub keep: bool,
 }
@@ -153,6 +155,7 @@ pub struct Node {
     kubelet: Part,
     proxy: Part,
     policy: Part,
+    routes: Option<Part>,
     layout: Layout,
     keep: bool,
 }
@@ -164,6 +167,14 @@ impl Node {
         let proxy_config = proxy_config(&config.name, &config.cluster_cidrs);
         let policy_config = proxy::policy::Config::new(&config.name);
         let policy_client = clients.proxy.clone();
+        let routes = config.pod_network.map(|mode| {
+            let mode = tokio::sync::watch::channel(mode).1;
+            let config = proxy::route::Config::new(&config.name, mode);
+            let client = clients.proxy.clone();
+            Part::start("routes to other nodes", |stop| {
+                proxy::route::run(config, client, stop)
+            })
+        });
         let policy = Part::start("network policy", |stop| {
             proxy::policy::run(policy_config, policy_client, stop)
         });
@@ -179,6 +190,7 @@ impl Node {
             kubelet,
             proxy,
             policy,
+            routes,
             layout,
             keep,
         }
@@ -186,7 +198,14 @@ impl Node {
 
     /// Waits for the end of a component, which none should come to by itself.
     pub async fn ended(&mut self) -> anyhow::Error {
+        let routes = async {
+            match &mut self.routes {
+                Some(routes) => routes.ended().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            error = routes => error,
             error = self.runtime.ended() => error,
             error = self.kubelet.ended() => error,
             error = self.proxy.ended() => error,
@@ -199,6 +218,12 @@ impl Node {
     pub async fn stop(self) -> anyhow::Result<()> {
         let drained = self.kubelet.stop().await;
         let mut results = vec![drained, self.proxy.stop().await, self.policy.stop().await];
+        if let Some(routes) = self.routes {
+            results.push(routes.stop().await);
+            if !self.keep {
+                results.push(proxy::route::cleanup().context("remove the routes to other nodes"));
+            }
+        }
         if !self.keep {
             results.push(proxy::cleanup().context("remove the service rules"));
             results.push(proxy::policy::cleanup().context("remove the network policies' rules"));

@@ -153,6 +153,7 @@ fn start_node(
         kubelet_port: options.this_node.kubelet_port,
         pod_manifests: options.this_node.pod_manifest_path.clone(),
         max_pods: options.this_node.max_pods,
+        pod_network: options.pod_network.mode(),
         keep: options.keep,
     };
     let clients = Clients {

@@ -5,7 +5,7 @@ use super::plan::{Endpoint, Links, Plan, Way};
 use super::{DEVICE, Error, PROTOCOL, TABLE};
 use crate::policy::Ranges;
 use ipnet::IpNet;
-use linux::netlink::{LinkChange, LinkKind, Netlink, NewLink, Route};
+use linux::netlink::{LinkChange, LinkKind, MacAddress, Netlink, NewLink, Route};
 use linux::nftables::{
     Batch, Chain, ChainKind, Element, Family, Field, Hook, Rule, Set, Socket, Table,
 };
@@ -54,7 +54,7 @@ pub fn apply(
             );
             note(
                 netlink
-                    .replace_neighbour(index, cidr.network(), *mac)
+                    .replace_neighbour(index, tunnel_gateway(*cidr, *mac), *mac)
                     .map_err(Error::from),
             );
         }
@@ -89,24 +89,7 @@ pub fn apply(
         }
     }
     if let Some(index) = device {
-        for (cidr, way) in &before.ways {
-            if let Way::Tunnel { remote, mac } = way
-                && plan.ways.get(cidr) != Some(way)
-            {
-                note(
-                    netlink
-                        .delete_forwarding(index, *mac, Some(*remote))
-                        .map_err(Error::from),
-                );
-                if !matches!(plan.ways.get(cidr), Some(Way::Tunnel { .. })) {
-                    note(
-                        netlink
-                            .delete_neighbour(index, cidr.network())
-                            .map_err(Error::from),
-                    );
-                }
-            }
-        }
+        note(forget_ends(netlink, index, before, plan));
     } else if let Some(link) = links.links.iter().find(|link| link.name == DEVICE) {
         note(netlink.delete_link(link.index).map_err(Error::from));
     }
@@ -114,10 +97,34 @@ pub fn apply(
     outcome
 }
 
+/// Deletes what only the earlier plan's tunnels needed. A node's ranges share its forwarding entry.
+fn forget_ends(netlink: &mut Netlink, index: u32, before: &Plan, plan: &Plan) -> Result<(), Error> {
+    let ends = |plan: &Plan| -> Vec<(IpNet, IpAddr, MacAddress)> {
+        let tunnels = plan.ways.iter().filter_map(|(cidr, way)| match way {
+            Way::Tunnel { remote, mac } => Some((*cidr, *remote, *mac)),
+            Way::Direct { .. } => None,
+        });
+        tunnels.collect()
+    };
+    let wanted = ends(plan);
+    for (cidr, remote, mac) in ends(before) {
+        if !wanted.iter().any(|(_, _, other)| *other == mac) {
+            netlink.delete_forwarding(index, mac, Some(remote))?;
+        }
+        let gateway = tunnel_gateway(cidr, mac);
+        let used =
+            |(cidr, _, mac): &(IpNet, IpAddr, MacAddress)| tunnel_gateway(*cidr, *mac) == gateway;
+        if !wanted.iter().any(used) {
+            netlink.delete_neighbour(index, gateway)?;
+        }
+    }
+    Ok(())
+}
+
 fn route(cidr: IpNet, way: &Way, device: Option<u32>) -> Option<Route> {
     let (gateway, index, on_link) = match way {
         Way::Direct { gateway, index } => (*gateway, *index, false),
-        Way::Tunnel { .. } => (cidr.network(), device?, true),
+        Way::Tunnel { mac, .. } => (tunnel_gateway(cidr, *mac), device?, true),
     };
     Some(Route {
         index: Some(index),
@@ -125,6 +132,18 @@ fn route(cidr: IpNet, way: &Way, device: Option<u32>) -> Option<Route> {
         protocol: PROTOCOL,
         ..Route::via(cidr, gateway)
     })
+}
+
+/// What stands for the other node's end of the tunnel, as a neighbour of its hardware address: the first address of its
+/// pods' network, or an address of the link in IPv6, which takes no gateway whose own route leads to another device.
+fn tunnel_gateway(cidr: IpNet, mac: MacAddress) -> IpAddr {
+    match cidr {
+        IpNet::V4(cidr) => cidr.network().into(),
+        IpNet::V6(_) => {
+            let part = |at: usize| u16::from_be_bytes([mac.0[at], mac.0[at + 1]]);
+            [0xfe80, 0, 0, 0, 0, part(0), part(2), part(4)].into()
+        }
+    }
 }
 
 /// The VXLAN device, made anew if it is of another make.

@@ -130,6 +130,8 @@ struct Worker {
     netlink: Netlink,
     nodes: BTreeMap<String, NodeFacts>,
     listed: bool,
+    /// What the plan follows from has changed.
+    changed: bool,
     done: Plan,
     progress: Progress,
 }
@@ -153,6 +155,7 @@ impl Worker {
             if self.listed {
                 self.sync();
             }
+            self.config.progress.send_replace(self.progress);
         }
     }
 
@@ -162,26 +165,31 @@ impl Worker {
             Update::Change(change, _) => vec![change],
             Update::List(Kind::Nodes, changes) => {
                 self.nodes.clear();
-                self.listed = true;
+                (self.listed, self.changed) = (true, true);
                 changes
             }
         };
         for change in changes {
             match change {
-                Change::Node(name, Some(facts)) => drop(self.nodes.insert(name, facts)),
-                Change::Node(name, None) => drop(self.nodes.remove(&name)),
-                Change::Mode => {}
+                Change::Node(name, Some(facts)) => {
+                    let before = self.nodes.insert(name, facts.clone());
+                    self.changed |= before.as_ref() != Some(&facts);
+                }
+                Change::Node(name, None) => self.changed |= self.nodes.remove(&name).is_some(),
+                Change::Mode => self.changed = true,
             }
         }
     }
 
     fn sync(&mut self) {
+        if !std::mem::take(&mut self.changed) && self.progress.synced {
+            return;
+        }
         let result = self.converge();
         self.progress.synced = result.is_ok();
         if let Err(error) = result {
             tracing::error!(%error, "the routes to other nodes' pods could not be made; trying again in {RETRY:?}");
         }
-        self.config.progress.send_replace(self.progress);
     }
 
     fn converge(&mut self) -> Result<(), Error> {
@@ -227,6 +235,7 @@ pub async fn run(
                     netlink,
                     nodes: BTreeMap::new(),
                     listed: false,
+                    changed: false,
                     done: Plan::default(),
                     progress: Progress::default(),
                 };
