@@ -37,12 +37,8 @@ impl MacConf {
     /// # Errors
     /// Code 7 for what is no hardware address.
     pub fn read(&self, request: &Request) -> Result<Option<MacAddress>, Error> {
-        let variable = request
-            .args
-            .get("MAC")
-            .map(String::as_str)
-            .unwrap_or_default();
-        let stated = [&self.runtime.mac, &self.args.cni.mac, variable, &self.mac];
+        let variable = request.args()?.remove("MAC").unwrap_or_default();
+        let stated = [&self.runtime.mac, &self.args.cni.mac, &variable, &self.mac];
         match stated.into_iter().find(|mac| !mac.is_empty()) {
             Some(text) => text
                 .parse()

@@ -110,14 +110,8 @@ fn addresses(conf: &NetConf, ipam: &Ipam, request: &Request) -> Result<Vec<Addre
         .iter()
         .map(stated)
         .collect::<Result<_, Error>>()?;
-    let listed = |key: &str| {
-        request
-            .args
-            .get(key)
-            .map(String::as_str)
-            .unwrap_or_default()
-            .split(',')
-    };
+    let args = request.args()?;
+    let listed = |key: &str| args.get(key).map_or("", String::as_str).split(',');
     for ip in listed("IP").filter(|ip| !ip.is_empty()) {
         all.push(without_gateway(
             "the 'ip' field is expected to be",

@@ -80,11 +80,11 @@ impl Options {
     /// Codes 6 and 7, naming the key.
     pub fn read(request: &Request) -> Result<Self, Error> {
         let ipam = request.config::<NetConf>()?.ipam;
-        let mut provided = BTreeMap::new();
+        let (args, mut provided) = (request.args()?, BTreeMap::new());
         for (number, entry) in ipam.provide.iter().enumerate() {
             let key = format!("ipam.provide[{number}]");
             let code = code(&entry.option).map_err(|error| error.during(&key))?;
-            let argument = request.args.get(&entry.from_arg);
+            let argument = args.get(&entry.from_arg);
             let values = Some(&entry.value).filter(|value| !value.is_empty());
             for value in values.into_iter().chain(argument) {
                 if value.len() > 255 {

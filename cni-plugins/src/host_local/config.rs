@@ -116,7 +116,7 @@ impl Config {
             conf.runtime.ips,
         ]
         .concat();
-        for text in asked.iter().chain(request.args.get("IP")) {
+        for text in asked.iter().chain(request.args()?.get("IP")) {
             requested.push(requested_ip(text)?);
         }
         Ok(Self {

@@ -51,8 +51,6 @@ pub struct Request {
     pub attachment: AttachmentKey,
     /// The namespace's path; none if it is gone (DEL).
     pub netns: Option<PathBuf>,
-    /// `CNI_ARGS`
-    pub args: BTreeMap<String, String>,
     /// The result of the plugin before this one in the chain; of the whole chain with CHECK and DEL.
     pub previous: Option<NetResult>,
     /// With GC, the attachments that exist.
@@ -185,7 +183,6 @@ impl Request {
             netns: Some(variable("CNI_NETNS"))
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from),
-            args: parse_args(&variable("CNI_ARGS"))?,
             previous,
             valid_attachments,
             config,
@@ -208,6 +205,14 @@ impl Request {
         self.previous
             .as_ref()
             .ok_or_else(|| Error::config("prevResult: missing, must be called as chained plugin"))
+    }
+
+    /// `CNI_ARGS`, for the plugins that have a use for it.
+    ///
+    /// # Errors
+    /// Code 4.
+    pub fn args(&self) -> Result<BTreeMap<String, String>, Error> {
+        parse_args(self.env.get("CNI_ARGS").map_or("", String::as_str))
     }
 
     /// The namespace's path as it was given; empty if it is gone.

@@ -42,7 +42,6 @@ fn each_kind_of_bad_request_has_the_specifications_code() {
     for (name, value) in [
         ("CNI_CONTAINERID", "a/b"),
         ("CNI_IFNAME", "a-name-that-is-too-long"),
-        ("CNI_ARGS", "x"),
     ] {
         let mut pairs = ADD.to_vec();
         pairs.push((name, value));
@@ -62,6 +61,16 @@ fn each_kind_of_bad_request_has_the_specifications_code() {
     );
     let (_, error) = Request::parse(Command::Add, &env(ADD), b"{").expect_err("not JSON");
     assert!(String::from_utf8_lossy(&error.report(None)).contains("\"code\": 6"));
+}
+
+#[test]
+fn bad_arguments_matter_only_to_who_reads_them() {
+    let config = json!({ "cniVersion": "1.0.0", "name": "net" });
+    let mut pairs = ADD.to_vec();
+    pairs.push(("CNI_ARGS", "none"));
+    let request = parse(Command::Add, &pairs, &config).expect("request");
+    let error = request.args().expect_err("no pair").to_string();
+    assert_eq!(error, "CNI_ARGS: invalid pair \"none\"");
 }
 
 #[test]
