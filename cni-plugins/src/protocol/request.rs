@@ -240,18 +240,64 @@ impl Request {
     }
 }
 
-/// What Go's programs write and read: a `null` for what is absent, and `runtimeConfig` in other cases too.
+/// What Go's programs write and read: a `null` for what is absent, and keys in any case. Runtimes make use of the latter in
+/// what they add themselves: containerd writes `HostPort` and `IngressRate`.
 fn normalize(config: &mut Value) {
     drop_nulls(config);
     let Some(object) = config.as_object_mut() else {
         return;
     };
-    const KEY: &str = "runtimeConfig";
-    let other = object
-        .keys()
-        .find(|key| *key != KEY && key.eq_ignore_ascii_case(KEY));
-    if let Some(value) = other.cloned().and_then(|other| object.remove(&other)) {
-        object.entry(KEY).or_insert(value);
+    respell(object, &[RUNTIME_CONFIG]);
+    if let Some(added) = object.get_mut(RUNTIME_CONFIG) {
+        respell_all(added);
+    }
+}
+
+const RUNTIME_CONFIG: &str = "runtimeConfig";
+
+/// Every key that a plugin reads in `runtimeConfig` (CNI conventions, Dynamic Plugin specific fields).
+const ADDED_BY_RUNTIMES: [&str; 19] = [
+    "portMappings",
+    "hostPort",
+    "containerPort",
+    "protocol",
+    "hostIP",
+    "bandwidth",
+    "ingressRate",
+    "ingressBurst",
+    "egressRate",
+    "egressBurst",
+    "ips",
+    "ipRanges",
+    "subnet",
+    "rangeStart",
+    "rangeEnd",
+    "gateway",
+    "mac",
+    "deviceID",
+    "aliases",
+];
+
+fn respell_all(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            respell(object, &ADDED_BY_RUNTIMES);
+            object.values_mut().for_each(respell_all);
+        }
+        Value::Array(list) => list.iter_mut().for_each(respell_all),
+        _ => {}
+    }
+}
+
+/// Gives keys that are `known` but for their case their right one; one that is there in its right case stays.
+fn respell(object: &mut serde_json::Map<String, Value>, known: &[&str]) {
+    for right in known {
+        let other = object
+            .keys()
+            .find(|key| key != right && key.eq_ignore_ascii_case(right));
+        if let Some(value) = other.cloned().and_then(|other| object.remove(&other)) {
+            object.entry(*right).or_insert(value);
+        }
     }
 }
 

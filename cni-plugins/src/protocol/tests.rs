@@ -166,12 +166,23 @@ fn what_go_writes_is_read_nulls_and_keys_in_other_cases() {
         "name": "net",
         "ipam": { "routes": null, "ranges": [{ "gateway": null }] },
         "prevResult": null,
-        "RuntimeConfig": { "mac": "0a:00:00:00:00:01" },
+        "RuntimeConfig": {
+            "mac": "0a:00:00:00:00:01",
+            "bandWidth": { "IngressRate": 1 },
+            "portMappings": [{ "HostPort": 80, "ContainerPort": 81, "Protocol": "tcp", "HostIP": "" }],
+        },
         "dns": { "nameservers": null, "domain": "" },
     });
     let request = parse(Command::Add, ADD, &config).expect("request");
     assert_eq!(request.config["ipam"], json!({ "ranges": [{}] }));
-    assert_eq!(request.config["runtimeConfig"]["mac"], "0a:00:00:00:00:01");
+    assert_eq!(
+        request.config["runtimeConfig"],
+        json!({
+            "mac": "0a:00:00:00:00:01",
+            "bandwidth": { "ingressRate": 1 },
+            "portMappings": [{ "hostPort": 80, "containerPort": 81, "protocol": "tcp", "hostIP": "" }],
+        })
+    );
     assert_eq!((request.previous.is_none(), request.dns()), (true, None));
     let config = json!({ "cniVersion": "1.0.0", "name": "net", "dns": { "nameservers": [] } });
     let request = parse(Command::Add, ADD, &config).expect("request");
