@@ -7,6 +7,8 @@ mod cni;
 mod launch;
 mod pods;
 
+pub use launch::busybox;
+
 use anyhow::Context;
 
 use crate::setup;

@@ -5,6 +5,7 @@ mod features;
 mod kubectl;
 mod refusals;
 mod restart;
+mod runtimes;
 mod vm;
 
 use std::path::Path;
@@ -43,6 +44,11 @@ pub fn scenarios() -> Vec<Scenario> {
             name: "e2e-restart",
             shares_cluster: false,
             run: restart::restart,
+        },
+        Scenario {
+            name: "e2e-runtimes",
+            shares_cluster: false,
+            run: runtimes::runtimes,
         },
     ];
     all.extend(kubectl::scenarios());
