@@ -15,6 +15,9 @@ const MODULES: [&str; 6] = ["macvlan", "ipvlan", "8021q", "dummy", "vrf", "ifb"]
 
 const TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Ignored for its length, not for its kernel: `cargo nextest run -p cni-plugins --run-ignored only ten_thousand_pods`.
+const LONG: &str = "ten_thousand_pods_32_at_a_time_leave_nothing";
+
 /// Runs the ignored tests of `cni-plugins` in a virtual machine.
 pub fn kernel_tests() -> anyhow::Result<Outcome> {
     let program = test_program("cni-plugins")?;
@@ -23,7 +26,7 @@ pub fn kernel_tests() -> anyhow::Result<Outcome> {
         .with_modules(&MODULES);
     let mut passed = None;
     let code = machine.run(
-        &["tests", "--ignored", "--test-threads=1"],
+        &["tests", "--ignored", "--test-threads=1", "--skip", LONG],
         TIMEOUT,
         |line| {
             println!("{line}");
@@ -32,7 +35,8 @@ pub fn kernel_tests() -> anyhow::Result<Outcome> {
     )?;
     ensure!(code == 0, "the tests ended with status {code}");
     let passed = passed.context("the tests said nothing of their result")?;
-    Ok(Outcome::Counted { passed, skipped: 0 })
+    println!("     | skipped: {LONG}");
+    Ok(Outcome::Counted { passed, skipped: 1 })
 }
 
 /// `test result: ok. 3 passed; ...` -> 3
