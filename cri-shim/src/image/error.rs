@@ -50,6 +50,12 @@ pub enum Error {
         layer: Digest,
         source: super::unpack::Error,
     },
+    /// A name by digest is the content's, not ours to give.
+    #[error("image name {0:?}: an image is tagged with a name and a tag, not a digest")]
+    Tag(String),
+    /// A layer can't be written as the archive that it came as.
+    #[error("export layer {layer}: {why}")]
+    Export { layer: Digest, why: String },
     /// A registry refused, failed, or couldn't be reached.
     #[error("pull {image}: {why}")]
     Pull { image: String, why: String },

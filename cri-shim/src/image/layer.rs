@@ -1,8 +1,9 @@
 //! Layers on disk: unpacked once, held while someone uses them, removed when nobody does.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use flate2::bufread::MultiGzDecoder;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::digest::{Digest, Hashing};
 use super::document::ImageConfig;
 use super::error::Error;
+use super::recipe::{Recipe, Recording};
 use super::store::{LAYER, Store};
 use super::unpack;
 
@@ -144,10 +146,12 @@ impl Store {
         let number = self.next_number();
         let partial = self.layers_path().join(format!("partial-{number}"));
         std::fs::create_dir(&partial).map_err(Error::io("make", &partial))?;
-        let unpacked =
-            unpack_verified(diff_id, source, &partial, below, self.limits).inspect_err(|_| {
+        let recipe = self.recipe_path(number);
+        let unpacked = unpack_verified(diff_id, source, (&partial, &recipe), below, self.limits)
+            .inspect_err(|_| {
                 // Best effort: the next start removes what stays.
                 let _ = std::fs::remove_dir_all(&partial);
+                let _ = std::fs::remove_file(&recipe);
             })?;
         let path = self.layer_path(number);
         std::fs::rename(&partial, &path).map_err(Error::io("rename", &partial))?;
@@ -168,7 +172,7 @@ impl Store {
 fn unpack_verified(
     diff_id: &Digest,
     source: LayerSource,
-    into: &std::path::Path,
+    (into, recipe_path): (&Path, &Path),
     below: &[PathBuf],
     limits: unpack::Limits,
 ) -> Result<unpack::Unpacked, Error> {
@@ -177,13 +181,22 @@ fn unpack_verified(
         source: unpack::Error::Read(source),
     };
     let mut blob = Hashing::new((source.open)()?);
-    let mut content = Hashing::new(decompress(&mut blob).map_err(read)?);
+    let recipe = Recipe::create(recipe_path).map_err(Error::io("make", recipe_path))?;
+    let recipe = RefCell::new(recipe);
+    let mut content = Hashing::new(Recording {
+        inner: decompress(&mut blob).map_err(read)?,
+        recipe: &recipe,
+    });
     let unpacked =
-        unpack::unpack(&mut content, into, below, limits).map_err(|source| Error::Layer {
-            layer: diff_id.clone(),
-            source,
+        unpack::unpack(&mut content, into, below, limits, Some(&recipe)).map_err(|source| {
+            Error::Layer {
+                layer: diff_id.clone(),
+                source,
+            }
         })?;
     let (found, _) = content.finish().map_err(read)?;
+    let recipe = recipe.into_inner();
+    recipe.finish().map_err(Error::io("write", recipe_path))?;
     if found != *diff_id {
         return Err(Error::Mismatch {
             what: "an unpacked layer".into(),

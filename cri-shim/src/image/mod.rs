@@ -3,18 +3,21 @@
 //! Below the store's root, `blobs/sha256/` holds manifests and configurations by their digest, `layers/<n>` the
 //! unpacked layers, ready to be stacked by overlayfs, and `ingest/` what is on its way in. What exists is what
 //! the journal says; anything else in those folders is a leftover and goes at the next start. A layer's compressed
-//! blob isn't kept. Layers are known by their chain id, since what a folder's attributes are may depend on the
+//! blob isn't kept; `recipes/<n>` is what is needed to write its archive again. Layers are known by their chain id, since what a folder's attributes are may depend on the
 //! layers below.
 //!
-//! [`Store::import`] takes an OCI archive or a docker archive, [`Store::import_layout`] an OCI layout's folder.
+//! [`Store::import`] takes an OCI archive or a docker archive, [`Store::import_layout`] an OCI layout's folder;
+//! [`Store::export`] writes one.
 
 mod archive;
 mod digest;
 mod document;
 mod error;
+mod export;
 mod import;
 mod layer;
 mod pull;
+mod recipe;
 mod reference;
 mod store;
 #[cfg(test)]

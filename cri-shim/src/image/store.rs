@@ -79,7 +79,7 @@ impl Store {
         limits: Limits,
     ) -> Result<Self, Error> {
         let root = root.into();
-        for folder in ["blobs/sha256", "layers/empty", "ingest"] {
+        for folder in ["blobs/sha256", "layers/empty", "recipes", "ingest"] {
             let path = root.join(folder);
             std::fs::DirBuilder::new()
                 .recursive(true)
@@ -139,6 +139,7 @@ impl Store {
         };
         let manifests = self.manifest_blobs();
         remove_all_but(&self.layers_path(), |name| layers.contains(name))?;
+        remove_all_but(&self.root.join("recipes"), |name| layers.contains(name))?;
         remove_all_but(&self.root.join("ingest"), |_| false)?;
         remove_all_but(&self.root.join("blobs/sha256"), |name| {
             blobs.contains(name) || manifests.contains(name)
@@ -271,6 +272,13 @@ impl Store {
             if let Err(source) = std::fs::remove_dir_all(&path) {
                 outcome = outcome.and(Err(Error::io("remove", path)(source)));
             }
+            let path = self.recipe_path(layer.directory);
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    outcome = outcome.and(Err(Error::io("remove", path)(source)));
+                }
+                _ => {}
+            }
         }
         outcome.and(self.collect_blobs())
     }
@@ -382,6 +390,48 @@ impl Store {
         std::fs::rename(&partial, &path).map_err(Error::io("rename", &partial))
     }
 
+    /// A document by its digest.
+    pub(super) fn read_blob(&self, digest: &Digest) -> Result<Vec<u8>, Error> {
+        let path = self.root.join("blobs/sha256").join(digest.hex());
+        std::fs::read(&path).map_err(Error::io("read", path))
+    }
+
+    /// Gives an image one more name, which another image loses if it had it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Reference`] for a name that isn't one with a tag, [`Error::Journal`].
+    pub fn tag(&self, image: &str, name: &str) -> Result<Arc<ImageRecord>, Error> {
+        let name = Reference::parse(name)?;
+        if matches!(name.version, Version::Digest(_)) {
+            return Err(Error::Tag(name.to_string()));
+        }
+        let found = self.get(image)?;
+        let hold = self.hold(&found.layers);
+        let mut image = (*found).clone();
+        image.names.insert(name.to_string());
+        self.add(image, &hold)
+    }
+
+    /// Pins an image, or lets it go again.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Journal`].
+    pub fn pin(&self, name: &str, pinned: bool) -> Result<Arc<ImageRecord>, Error> {
+        let id = self.get(name)?.id.clone();
+        let mut state = self.state();
+        let known = state.images.get(&id);
+        let mut image = known
+            .map(|image| (**image).clone())
+            .ok_or_else(|| Error::NotFound(name.to_owned()))?;
+        image.pinned = pinned;
+        self.journal
+            .put_for_this_boot(IMAGE, image.id.as_str(), &image)?;
+        let image = Arc::new(image);
+        state.images.insert(id, image.clone());
+        state.unsettled = true;
+        Ok(image)
+    }
+
     /// What the layers and documents take, by the store's own account.
     pub fn usage(&self) -> FsUsage {
         let state = self.state();
@@ -405,6 +455,11 @@ impl Store {
 
     pub(super) fn layer_path(&self, number: u64) -> PathBuf {
         self.layers_path().join(number.to_string())
+    }
+
+    /// How a layer's archive is written again.
+    pub(super) fn recipe_path(&self, number: u64) -> PathBuf {
+        self.root.join("recipes").join(number.to_string())
     }
 
     pub(super) fn ingest_path(&self) -> PathBuf {

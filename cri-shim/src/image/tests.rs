@@ -208,3 +208,128 @@ fn content_that_is_not_what_its_digest_says_is_refused_and_leaves_nothing() {
         "{error}"
     );
 }
+
+#[test]
+fn an_exported_image_is_the_same_when_it_comes_back() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let big = "0123456789".repeat(30_000);
+    let files = oci(
+        &[("a", big.as_str()), ("b/c", ""), ("b/d", "x"), ("a", "y")],
+        "example.com/app:1",
+    );
+    let id = store.import(tar_of(&files).as_slice(), None).unwrap()[0]
+        .id
+        .clone();
+    store.tag("example.com/app:1", "example.com/app:2").unwrap();
+    assert!(store.tag(id.as_str(), &format!("a@{id}")).is_err());
+    let export = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut archive = Vec::new();
+        store.export(&names, &mut archive).map(|()| archive)
+    };
+    let archive = export(&["example.com/app:2"]).unwrap();
+    let all = export(&[id.as_str()]).unwrap();
+    assert!(export(&["nosuch"]).is_err());
+    let other_root = tempfile::tempdir().unwrap();
+    let other = open(other_root.path());
+    let back = other.import(archive.as_slice(), None).unwrap();
+    assert_eq!((back[0].id.clone(), back.len()), (id.clone(), 1));
+    assert_eq!(back[0].names, ["example.com/app:2"]);
+    assert_eq!(other.import(all.as_slice(), None).unwrap().len(), 2);
+    let (here, there) = (store.get(id.hex()).unwrap(), other.get(id.hex()).unwrap());
+    assert_eq!((&here.layers, &here.names), (&there.layers, &there.names));
+    // What is changed on disk is found out.
+    let lowest = store.directories(&here.layers).unwrap().pop().unwrap();
+    std::fs::write(lowest.join("a"), big.replace('0', "1")).unwrap();
+    let error = export(&["example.com/app:1"]).unwrap_err().to_string();
+    assert!(error.contains("changed"), "{error}");
+    store.remove("example.com/app:1").unwrap();
+    let recipes = root.path().join("images/recipes");
+    assert_eq!(std::fs::read_dir(recipes).unwrap().count(), 0);
+}
+
+#[test]
+fn an_exported_image_is_read_by_skopeo_as_layout_and_as_docker_archive() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let files = oci(&[("a", "x"), ("b", "y")], "example.com/app:1");
+    let id = store.import(tar_of(&files).as_slice(), None).unwrap()[0]
+        .id
+        .clone();
+    let path = root.path().join("image.tar");
+    let file = std::fs::File::create(&path).unwrap();
+    store.export(&["example.com/app:1".into()], file).unwrap();
+    for transport in ["oci-archive", "docker-archive"] {
+        let copy = root.path().join(transport);
+        let done = std::process::Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "--quiet"])
+            .arg(format!("{transport}:{}", path.display()))
+            .arg(format!("dir:{}", copy.display()))
+            .output()
+            .unwrap();
+        assert!(
+            done.status.success(),
+            "{transport}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        let manifest: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(copy.join("manifest.json")).unwrap()).unwrap();
+        assert_eq!(manifest["config"]["digest"], json!(id), "{transport}");
+        let layers = manifest["layers"].as_array().unwrap();
+        assert_eq!(layers.len(), 2);
+        for layer in layers {
+            let digest: Digest = layer["digest"].as_str().unwrap().parse().unwrap();
+            assert_eq!(
+                Digest::of(&std::fs::read(copy.join(digest.hex())).unwrap()),
+                digest
+            );
+        }
+    }
+}
+
+#[test]
+fn a_pinned_image_stays_pinned_over_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let files = oci(&[("a", "x")], "example.com/app:1");
+    store.import(tar_of(&files).as_slice(), None).unwrap();
+    store.pin("example.com/app:1", true).unwrap();
+    assert!(store.pin("nosuch", true).is_err());
+    drop(store);
+    let store = open(root.path());
+    assert!(store.get("example.com/app:1").unwrap().pinned);
+    assert!(!store.pin("example.com/app:1", false).unwrap().pinned);
+}
+
+#[test]
+fn headers_without_end_do_not_fill_the_memory() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    // A pax header that claims a gigabyte, of zeros that compress to nothing.
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::XHeader);
+    header.set_path("x").unwrap();
+    header.set_size(1 << 30);
+    header.set_cksum();
+    let mut layer = header.as_bytes().to_vec();
+    layer.resize(64 << 20, 0);
+    let layer = gzip(&layer);
+    let mut files = oci(&[("a", "x")], "example.com/app:1");
+    let config = json!({"os": "linux", "architecture": Platform::ours().architecture,
+        "rootfs": {"diff_ids": [Digest::of(b"never reached")]}})
+    .to_string();
+    let mut descriptor = |bytes: &[u8]| {
+        let digest = Digest::of(bytes);
+        files.insert(format!("blobs/sha256/{}", digest.hex()), bytes.to_vec());
+        json!({"digest": digest, "size": bytes.len()})
+    };
+    let (layer, config) = (descriptor(&layer), descriptor(config.as_bytes()));
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]}).to_string();
+    let manifest = descriptor(manifest.as_bytes());
+    let index = json!({"schemaVersion": 2, "manifests": [manifest]}).to_string();
+    files.insert("index.json".into(), index.into_bytes());
+    let error = store.import(tar_of(&files).as_slice(), None).unwrap_err();
+    assert!(error.to_string().contains("no file's content"), "{error}");
+    assert!(store.list().is_empty());
+}

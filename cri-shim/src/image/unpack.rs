@@ -13,11 +13,14 @@ mod entry;
 mod tests;
 mod tree;
 
+use std::cell::RefCell;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use entry::Node;
 use tree::Tree;
+
+use super::recipe::Recipe;
 
 /// What a layer amounted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +69,7 @@ pub enum Error {
 
 /// Unpacks the archive that `reader` yields into the empty directory `layer`. `below` are the directories of the
 /// layers under it, the nearest first. Reads `reader` up to the archive's end mark.
+/// `recipe`, if `reader` records one, is told where files' contents are.
 ///
 /// # Errors
 /// [`Error`]; the directory is then in an unknown state, and is to be deleted by the caller.
@@ -74,6 +78,7 @@ pub fn unpack(
     layer: &Path,
     below: &[PathBuf],
     limits: Limits,
+    recipe: Option<&RefCell<Recipe>>,
 ) -> Result<Unpacked, Error> {
     let mut tree = Tree::open(layer, below)?;
     let mut archive = tar::Archive::new(reader);
@@ -97,7 +102,16 @@ pub fn unpack(
                 return Err(Error::TooLarge(format!("{} bytes", limits.size_bytes)));
             }
         }
-        tree.apply(&wanted.path, &wanted.node, &wanted.attributes, &mut entry)?;
+        let content = recipe.filter(|_| matches!(wanted.node, Node::File));
+        if let Some(recipe) = content {
+            let sparse = entry.header().entry_type() == tar::EntryType::GNUSparse;
+            recipe.borrow_mut().begin_content(sparse);
+        }
+        let real = tree.apply(&wanted.path, &wanted.node, &wanted.attributes, &mut entry)?;
+        if let Some(recipe) = content {
+            let told = recipe.borrow_mut().end_content(&real.join(&b'/'));
+            told.map_err(Error::Read)?;
+        }
     }
     tree.finish()?;
     Ok(done)

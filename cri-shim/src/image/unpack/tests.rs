@@ -53,7 +53,7 @@ impl Layer {
     fn unpack(self, below: &[PathBuf]) -> Result<tempfile::TempDir, Error> {
         let dir = tempfile::tempdir().unwrap();
         let bytes = self.0.into_inner().unwrap();
-        unpack(bytes.as_slice(), dir.path(), below, Limits::default()).map(|_| dir)
+        unpack(bytes.as_slice(), dir.path(), below, Limits::default(), None).map(|_| dir)
     }
 }
 
@@ -257,7 +257,7 @@ fn a_layer_larger_than_its_limit_is_refused() {
             entries: 1,
         },
     ] {
-        let error = unpack(bytes.as_slice(), dir.path(), &[], limits).unwrap_err();
+        let error = unpack(bytes.as_slice(), dir.path(), &[], limits, None).unwrap_err();
         assert!(matches!(error, Error::TooLarge(_)), "{error}");
     }
 }
@@ -271,7 +271,7 @@ fn a_truncated_archive_is_an_error() {
         .unwrap();
     bytes.truncate(1500);
     let dir = tempfile::tempdir().unwrap();
-    assert!(unpack(bytes.as_slice(), dir.path(), &[], Limits::default()).is_err());
+    assert!(unpack(bytes.as_slice(), dir.path(), &[], Limits::default(), None).is_err());
 }
 
 #[test]

@@ -60,20 +60,21 @@ impl Tree {
         })
     }
 
-    /// Makes one entry, in place of what the layer had there.
+    /// Makes one entry, in place of what the layer had there, and tells its real path.
     pub fn apply(
         &mut self,
         path: &[Vec<u8>],
         node: &Node,
         attributes: &Attributes,
         content: &mut impl Read,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<Vec<u8>>, Error> {
         let entry = display(path);
         if *node == Node::Opaque {
             self.folder = None;
             let real = self.resolve(path, &entry)?;
             let folder = self.ensure_folder(&real, &entry)?;
-            return mark_opaque(&folder).map_err(|source| failed(&entry, "mark it opaque", source));
+            mark_opaque(&folder).map_err(|source| failed(&entry, "mark it opaque", source))?;
+            return Ok(real);
         }
         let Some((name, parents)) = path.split_last() else {
             // The layer's root itself: it is there, and takes the attributes.
@@ -81,7 +82,7 @@ impl Tree {
                 set_attributes(&self.root, attributes, &entry)?;
                 self.times.push((Vec::new(), attributes.modified));
             }
-            return Ok(());
+            return Ok(Vec::new());
         };
         if self
             .folder
@@ -96,9 +97,10 @@ impl Tree {
             });
         }
         let Some(at) = &self.folder else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let mut real = at.real.clone();
+        real.push(name.clone());
         let folder = at.open.try_clone().map_err(|source| Error::Io {
             entry: entry.clone(),
             operation: "open its folder",
@@ -110,25 +112,25 @@ impl Tree {
             entry: &entry,
         };
         match node {
-            Node::Whiteout => place.hide(),
+            Node::Whiteout => place.hide()?,
             Node::Directory => {
                 // A symlink that an earlier entry made here is replaced, so a cached folder may be another one.
                 self.folder = None;
-                real.push(name.clone());
-                self.times.push((real, attributes.modified));
-                place.make_directory(attributes)
+                self.times.push((real.clone(), attributes.modified));
+                place.make_directory(attributes)?;
             }
             Node::Hardlink(target) => {
                 place.clear()?;
-                self.link(target, &place)
+                self.link(target, &place)?;
             }
             _ => {
                 if place.clear()? {
                     self.folder = None;
                 }
-                place.make(node, attributes, content)
+                place.make(node, attributes, content)?;
             }
         }
+        Ok(real)
     }
 
     /// Sets the folders' times.
