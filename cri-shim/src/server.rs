@@ -22,7 +22,7 @@ use crate::cni::BuiltinPlugins;
 use crate::config::Config;
 use crate::runtime::Runtime;
 use crate::sandbox::{CgroupError, Cgroups, Pins};
-use crate::service::{self, ImportService, Service};
+use crate::service::{self, ImageFiles, Service};
 use crate::state::{Events, Operations, State};
 use crate::{cni, image, keeper, streaming};
 
@@ -134,7 +134,7 @@ async fn serve(
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
         )
         .add_service(
-            ImagesServer::new(ImportService(runtime.clone()))
+            ImagesServer::new(ImageFiles(runtime.clone()))
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
         )
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled());

@@ -311,6 +311,44 @@ pub enum Image {
         /// Name of the image.
         image: String,
     },
+    /// Write images as one archive, which is an OCI archive and what `docker load` reads.
+    Export {
+        #[command(flatten)]
+        server: CriServer,
+        /// A file, which is replaced; `-` is standard output.
+        path: PathBuf,
+        /// The images, by name, digest or id.
+        #[arg(required = true)]
+        images: Vec<String>,
+        /// Make a folder at PATH, an OCI layout, rather than an archive.
+        #[arg(long)]
+        layout: bool,
+    },
+    /// Give an image one more name.
+    Tag {
+        #[command(flatten)]
+        server: CriServer,
+        /// Name, digest or id.
+        image: String,
+        /// The new name.
+        name: String,
+    },
+    /// Keep images from the kubelet's garbage collection.
+    Pin {
+        #[command(flatten)]
+        server: CriServer,
+        /// The images.
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Let the kubelet's garbage collection have images again.
+    Unpin {
+        #[command(flatten)]
+        server: CriServer,
+        /// The images.
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
     /// Remove images, by name, digest or id.
     #[command(visible_alias = "rm")]
     Remove {

@@ -1,13 +1,15 @@
 //! `orlop image`: asks the running CRI server, whose store it is.
 
+mod transfer;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use cri_api::images::images_client::ImagesClient;
-use cri_api::images::{ImportRequest, ImportResponse};
+use cri_api::images::{ImportRequest, ImportResponse, PinRequest, TagRequest};
 use cri_api::v1::image_service_client::ImageServiceClient;
-use cri_api::v1::{ImageSpec, ListImagesRequest, PullImageRequest, RemoveImageRequest};
+use cri_api::v1::{ImageSpec, ListImagesRequest, RemoveImageRequest};
 use tokio::sync::mpsc;
 
 use crate::cli::{CriServer, Image};
@@ -34,18 +36,36 @@ pub async fn run(command: Image) -> anyhow::Result<()> {
             .for_each(|name| println!("{name}")),
         Image::List { server } => list(&socket(&server)?).await?,
         Image::Pull { server, image } => {
-            let mut images = ImageServiceClient::new(connect(&socket(&server)?).await?);
-            let request = PullImageRequest {
-                image: Some(spec(&image)),
-                ..Default::default()
-            };
-            let pulled = images
-                .pull_image(request)
+            let id = transfer::pull(&socket(&server)?, &image)
+                .await
+                .with_context(|| format!("pull {image}"))?;
+            println!("{id}");
+        }
+        Image::Export {
+            server,
+            path,
+            images,
+            layout,
+        } => transfer::export(&socket(&server)?, images, &path, layout)
+            .await
+            .with_context(|| format!("export to {}", path.display()))?,
+        Image::Tag {
+            server,
+            image,
+            name,
+        } => {
+            let mut client = ImagesClient::new(connect(&socket(&server)?).await?);
+            client
+                .tag(TagRequest {
+                    image: image.clone(),
+                    name,
+                })
                 .await
                 .map_err(said)
-                .with_context(|| format!("pull {image}"))?;
-            println!("{}", pulled.into_inner().image_ref);
+                .with_context(|| format!("tag {image}"))?;
         }
+        Image::Pin { server, images } => pin(&socket(&server)?, images, true).await?,
+        Image::Unpin { server, images } => pin(&socket(&server)?, images, false).await?,
         Image::Remove { server, images } => {
             let mut client = ImageServiceClient::new(connect(&socket(&server)?).await?);
             for image in images {
@@ -59,6 +79,22 @@ pub async fn run(command: Image) -> anyhow::Result<()> {
                     .with_context(|| format!("remove {image}"))?;
             }
         }
+    }
+    Ok(())
+}
+
+async fn pin(socket: &Path, images: Vec<String>, pinned: bool) -> anyhow::Result<()> {
+    let mut client = ImagesClient::new(connect(socket).await?);
+    for image in images {
+        let request = PinRequest {
+            image: image.clone(),
+            pinned,
+        };
+        client
+            .pin(request)
+            .await
+            .map_err(said)
+            .with_context(|| format!("pin {image}"))?;
     }
     Ok(())
 }

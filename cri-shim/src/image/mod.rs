@@ -29,7 +29,7 @@ pub use document::{Execution, ImageConfig, Platform};
 pub use error::Error;
 pub use import::Imported;
 pub use layer::Hold;
-pub use pull::{Credentials, InvalidProxy, Proxies, Puller};
+pub use pull::{Credentials, InvalidProxy, LayerProgress, Progress, Proxies, Puller};
 pub use reference::{InvalidReference, Reference, Version};
 pub use store::{FsUsage, ImageRecord, Store};
 pub use unpack::Limits;

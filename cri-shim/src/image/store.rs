@@ -405,9 +405,9 @@ impl Store {
         if matches!(name.version, Version::Digest(_)) {
             return Err(Error::Tag(name.to_string()));
         }
-        let found = self.get(image)?;
-        let hold = self.hold(&found.layers);
-        let mut image = (*found).clone();
+        let hold = self.hold(&self.get(image)?.layers);
+        // Looked for again, now that its layers can't go.
+        let mut image = (*self.get(image)?).clone();
         image.names.insert(name.to_string());
         self.add(image, &hold)
     }

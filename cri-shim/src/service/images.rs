@@ -1,18 +1,14 @@
-//! ImageService, and our own service beside it that imports images from files.
+//! ImageService.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cri_api::images::images_server::Images;
-use cri_api::images::{ImportRequest, ImportResponse, ImportedImage};
 use cri_api::v1::{
     FilesystemIdentifier, FilesystemUsage, Image, ImageFilter, ImageFsInfoResponse, ImageSpec,
     ImageStatusRequest, ImageStatusResponse, Int64Value, PullImageRequest, UInt64Value,
 };
 use serde_json::json;
-use tokio_stream::StreamExt;
-use tokio_util::io::{StreamReader, SyncIoBridge};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Status;
 
 use super::Error;
 use super::stats::disk_usage;
@@ -63,6 +59,15 @@ impl Runtime {
 
     /// CRI PullImage.
     pub async fn pull_image(self: &Arc<Self>, request: PullImageRequest) -> Result<String, Status> {
+        self.pull(request, Arc::default()).await
+    }
+
+    /// Pulls an image; `progress` tells how far it is.
+    pub async fn pull(
+        self: &Arc<Self>,
+        request: PullImageRequest,
+        progress: Arc<image::Progress>,
+    ) -> Result<String, Status> {
         let asked = request.image.unwrap_or_default().image;
         let reference = image::Reference::parse(&asked)
             .map_err(|error| Error::from(image::Error::from(error)))?;
@@ -73,7 +78,7 @@ impl Runtime {
             let begun = std::time::Instant::now();
             let pulled = this
                 .puller
-                .pull(&reference, credentials)
+                .pull(&reference, credentials, &progress)
                 .await
                 .map_err(Error::from)?;
             tracing::info!(image = %reference, id = %pulled.id, seconds = begun.elapsed().as_secs_f64(), "pulled");
@@ -121,36 +126,6 @@ impl Runtime {
         .await
     }
 
-    /// Imports an archive as it arrives, and makes it outlast a power cut in the background.
-    async fn import(
-        &self,
-        request: Request<Streaming<ImportRequest>>,
-    ) -> Result<ImportResponse, Status> {
-        let mut pieces = request.into_inner();
-        let first = pieces
-            .message()
-            .await?
-            .ok_or_else(|| Status::invalid_argument("an import of nothing"))?;
-        let name = Some(first.name).filter(|name| !name.is_empty());
-        let rest = pieces.map(|piece| {
-            piece
-                .map(|piece| bytes::Bytes::from(piece.data))
-                .map_err(std::io::Error::other)
-        });
-        let all = tokio_stream::once(Ok(bytes::Bytes::from(first.data))).chain(rest);
-        let reader = SyncIoBridge::new(StreamReader::new(all));
-        let images = self.images.clone();
-        let imported = blocking(move || Ok(images.import(reader, name.as_deref())?)).await?;
-        self.settle_images();
-        let images = imported.into_iter().map(|image| ImportedImage {
-            id: image.id.to_string(),
-            names: image.names,
-        });
-        Ok(ImportResponse {
-            images: images.collect(),
-        })
-    }
-
     /// Makes what came into the image store outlast a power cut.
     pub fn settle_images(&self) {
         let images = self.images.clone();
@@ -159,19 +134,6 @@ impl Runtime {
                 tracing::warn!(%error, "could not sync the image store");
             }
         });
-    }
-}
-
-/// `Images` over a shared runtime.
-pub struct ImportService(pub Arc<Runtime>);
-
-#[tonic::async_trait]
-impl Images for ImportService {
-    async fn import(
-        &self,
-        request: Request<Streaming<ImportRequest>>,
-    ) -> Result<Response<ImportResponse>, Status> {
-        self.0.import(request).await.map(Response::new)
     }
 }
 

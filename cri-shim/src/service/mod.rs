@@ -5,6 +5,7 @@ mod devices;
 mod error;
 mod exec;
 mod exits;
+mod image_files;
 mod images;
 mod list;
 mod metrics;
@@ -22,5 +23,5 @@ mod update_resources;
 mod update_runtime_config;
 
 pub use error::Error;
-pub use images::ImportService;
+pub use image_files::ImageFiles;
 pub use rpc::Service;

@@ -1,5 +1,6 @@
 //! ImageService as a client sees it.
 
+use cri_api::images::{ExportRequest, PinRequest, PullRequest, TagRequest};
 use cri_api::v1::*;
 use serde_json::json;
 
@@ -214,6 +215,84 @@ async fn an_image_is_pulled_from_a_registry_and_runs() {
         .unwrap_err();
     assert_eq!(missing.code(), tonic::Code::NotFound, "{missing}");
     node.remove_sandbox(&sandbox).await;
+    drop(registry);
+    node.shut_down();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_is_watched_and_its_image_tagged_pinned_and_exported() {
+    let mut node = Node::start().await;
+    let registry = Registry::start(&node);
+    registry.push(&node, &crate::node::busybox_image(), "team/busybox:3");
+    let image = format!("{}/team/busybox:3", Registry::ADDRESS);
+    let mut files = node.imports.clone();
+    let remove = |image: &str| RemoveImageRequest {
+        image: Some(ImageSpec {
+            image: image.into(),
+            ..Default::default()
+        }),
+    };
+    node.images.remove_image(remove(IMAGE)).await.unwrap();
+    let request = PullRequest {
+        image: image.clone(),
+    };
+    let mut progress = files.pull(request).await.unwrap().into_inner();
+    let mut last = None;
+    while let Some(now) = progress.message().await.unwrap() {
+        last = Some(now);
+    }
+    let last = last.unwrap();
+    assert!(last.id.starts_with("sha256:"));
+    assert!(!last.layers.is_empty());
+    for layer in &last.layers {
+        assert!(
+            layer.unpacked && layer.received_bytes == layer.size_bytes,
+            "{layer:?}"
+        );
+    }
+    let request = PullRequest {
+        image: format!("{}/team/nosuch:1", Registry::ADDRESS),
+    };
+    let mut missing = files.pull(request).await.unwrap().into_inner();
+    let missing = loop {
+        match missing.message().await {
+            Ok(Some(_)) => {}
+            other => break other.unwrap_err(),
+        }
+    };
+    assert_eq!(missing.code(), tonic::Code::NotFound, "{missing}");
+    let request = TagRequest {
+        image: last.id.clone(),
+        name: "example.com/other:1".into(),
+    };
+    let names = files.tag(request).await.unwrap().into_inner().names;
+    assert!(names.contains(&image) && names.contains(&"example.com/other:1".to_owned()));
+    let request = PinRequest {
+        image: image.clone(),
+        pinned: true,
+    };
+    files.pin(request).await.unwrap();
+    let list = ListImagesRequest::default();
+    let listed = node.images.list_images(list).await.unwrap().into_inner();
+    assert!(
+        listed
+            .images
+            .iter()
+            .any(|one| one.id == last.id && one.pinned)
+    );
+    let request = |image: &str| ExportRequest {
+        images: vec![image.to_owned()],
+    };
+    let nothing = files.export(request("nosuch")).await.unwrap_err();
+    assert_eq!(nothing.code(), tonic::Code::NotFound, "{nothing}");
+    let export = files.export(request("example.com/other:1"));
+    let mut pieces = export.await.unwrap().into_inner();
+    let mut archive = Vec::new();
+    while let Some(piece) = pieces.message().await.unwrap() {
+        archive.extend(piece.data);
+    }
+    node.images.remove_image(remove(&last.id)).await.unwrap();
+    assert_eq!(node.import(archive, "").await.unwrap(), [last.id]);
     drop(registry);
     node.shut_down();
 }

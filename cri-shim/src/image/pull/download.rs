@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -50,6 +51,7 @@ pub struct Download {
     registry: Registry,
     blob: Descriptor,
     path: PathBuf,
+    received: Arc<AtomicU64>,
     turns: Arc<Semaphore>,
     outcome: watch::Sender<Outcome>,
     task: Mutex<Option<AbortHandle>>,
@@ -74,6 +76,7 @@ impl Downloads {
             registry: registry.clone(),
             blob: blob.clone(),
             path,
+            received: Arc::default(),
             turns: self.turns.clone(),
             outcome: watch::Sender::new(None),
             task: Mutex::new(None),
@@ -91,16 +94,22 @@ impl Download {
             let (registry, blob, path) =
                 (self.registry.clone(), self.blob.clone(), self.path.clone());
             let (turns, outcome) = (self.turns.clone(), self.outcome.clone());
+            let received = self.received.clone();
             // It holds none of `self`: letting go of the last reference ends it.
             let running = tokio::spawn(async move {
                 let result = match turns.acquire().await {
-                    Ok(_turn) => Transfer::new(&registry, &blob, path).run().await,
+                    Ok(_turn) => Transfer::new(&registry, &blob, path, &received).run().await,
                     Err(_) => Err(registry.failed("the server is ending")),
                 };
                 outcome.send_replace(Some(result.map_err(Arc::new)));
             });
             *task = Some(running.abort_handle());
         }
+    }
+
+    /// How many bytes have come so far.
+    pub fn received(&self) -> Arc<AtomicU64> {
+        self.received.clone()
     }
 
     /// Begins it if need be, and returns the blob's file when it is whole and has been checked.
@@ -148,6 +157,8 @@ struct Transfer<'a> {
     path: PathBuf,
     hasher: Sha256,
     count: u64,
+    /// The count, for who watches.
+    received: &'a AtomicU64,
 }
 
 /// Why a transfer stopped.
@@ -159,13 +170,19 @@ enum Stop {
 }
 
 impl<'a> Transfer<'a> {
-    fn new(registry: &'a Registry, blob: &'a Descriptor, path: PathBuf) -> Self {
+    fn new(
+        registry: &'a Registry,
+        blob: &'a Descriptor,
+        path: PathBuf,
+        received: &'a AtomicU64,
+    ) -> Self {
         Self {
             registry,
             blob,
             path,
             hasher: Sha256::new(),
             count: 0,
+            received,
         }
     }
 
@@ -238,6 +255,7 @@ impl<'a> Transfer<'a> {
                 );
                 return Err(Stop::Wrong(self.registry.failed(why)));
             }
+            self.received.store(self.count, Ordering::Relaxed);
             self.hasher.update(&data);
             let written = file.write_all(&data).await;
             written.map_err(|error| Stop::Wrong(Error::io("write", &self.path)(error)))?;

@@ -8,6 +8,7 @@ mod auth;
 mod connect;
 mod download;
 mod hosts;
+mod progress;
 mod proxy;
 mod registry;
 mod resolve;
@@ -28,6 +29,7 @@ use download::{Download, Downloads};
 use registry::Registry;
 
 pub use auth::Credentials;
+pub use progress::{LayerProgress, Progress};
 pub use proxy::{InvalidProxy, Proxies};
 
 /// Indexes may nest; deeper than this is a loop or a mistake.
@@ -61,7 +63,7 @@ impl Puller {
         }
     }
 
-    /// Pulls an image and names it as it was asked for.
+    /// Pulls an image and names it as it was asked for. `progress` tells how far it is.
     ///
     /// # Errors
     /// [`Error::Pull`] with what the last registry that was asked said; [`Error::Mismatch`] when content isn't what
@@ -70,6 +72,7 @@ impl Puller {
         &self,
         reference: &Reference,
         credentials: Credentials,
+        progress: &Progress,
     ) -> Result<Imported, Error> {
         let registry = Registry::open(reference, credentials, &self.hosts, &self.proxies)?;
         let top = fetch(&registry, &reference.version).await?;
@@ -87,6 +90,7 @@ impl Puller {
         let config: ImageConfig = parse("the image's configuration", &config_bytes)?;
         // Kept until the layers are recorded: until then another pull shares them.
         let downloads = self.downloads(&registry, &config, &manifest.layers);
+        progress.begin(watched(&downloads, &config, &manifest.layers));
         let sources = sources(&downloads, &manifest.layers);
         let size_bytes =
             described.size + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
@@ -120,6 +124,27 @@ impl Puller {
         };
         layers.iter().enumerate().map(begin).collect()
     }
+}
+
+fn watched(
+    downloads: &[Arc<Download>],
+    config: &ImageConfig,
+    layers: &[Descriptor],
+) -> Vec<progress::Layer> {
+    let chains = chain_ids(&config.rootfs.diff_ids);
+    let layer =
+        |((download, layer), chain): ((&Arc<Download>, &Descriptor), Digest)| progress::Layer {
+            blob: layer.digest.clone(),
+            chain,
+            size_bytes: layer.size,
+            received_bytes: download.received(),
+        };
+    downloads
+        .iter()
+        .zip(layers)
+        .zip(chains)
+        .map(layer)
+        .collect()
 }
 
 /// Layers that are waited for on the thread that unpacks. One that was there and is gone again is fetched after all.

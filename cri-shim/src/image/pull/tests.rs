@@ -309,11 +309,16 @@ fn basic(user: &str, password: &str) -> Credentials {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_is_pulled_by_tag_and_by_digest_and_its_layers_once() {
     let (served, bench) = (serve(Manners::default()).await, bench());
+    let progress = Progress::default();
     let pulled = bench
         .puller
-        .pull(&served.image(), Credentials::Anonymous)
+        .pull(&served.image(), Credentials::Anonymous, &progress)
         .await
         .unwrap();
+    let layers = progress.layers(&bench.store);
+    assert_eq!(layers.len(), 2);
+    let whole = |layer: &LayerProgress| layer.unpacked && layer.received_bytes == layer.size_bytes;
+    assert!(layers.iter().all(whole), "{layers:?}");
     let image = bench.store.get(&served.image().to_string()).unwrap();
     assert_eq!(image.id, pulled.id);
     assert_eq!(image.layers.len(), 2);
@@ -326,6 +331,7 @@ async fn an_image_is_pulled_by_tag_and_by_digest_and_its_layers_once() {
         .pull(
             &Reference::parse(&by_digest).unwrap(),
             Credentials::Anonymous,
+            &Progress::default(),
         )
         .await
         .unwrap();
@@ -342,7 +348,12 @@ async fn an_image_is_pulled_by_tag_and_by_digest_and_its_layers_once() {
 async fn many_pulls_at_once_fetch_each_layer_once() {
     let (served, bench) = (serve(Manners::default()).await, bench());
     let reference = served.image();
-    let pulls = (0..20).map(|_| bench.puller.pull(&reference, Credentials::Anonymous));
+    let progress = Progress::default();
+    let pulls = (0..20).map(|_| {
+        bench
+            .puller
+            .pull(&reference, Credentials::Anonymous, &progress)
+    });
     for pulled in futures::future::join_all(pulls).await {
         pulled.unwrap();
     }
@@ -379,25 +390,41 @@ async fn tokens_and_passwords_are_shown_to_whom_they_are_for() {
         let (served, bench) = (serve(manners).await, bench());
         let refused = bench
             .puller
-            .pull(&served.image(), Credentials::Anonymous)
+            .pull(
+                &served.image(),
+                Credentials::Anonymous,
+                &Progress::default(),
+            )
             .await
             .unwrap_err();
         assert!(refused.to_string().contains("401"), "{refused}");
         let refused = bench
             .puller
-            .pull(&served.image(), basic("alice", "mistake"))
+            .pull(
+                &served.image(),
+                basic("alice", "mistake"),
+                &Progress::default(),
+            )
             .await
             .unwrap_err();
         assert!(!refused.to_string().contains("mistake"), "{refused}");
         bench
             .puller
-            .pull(&served.image(), basic("alice", "wonder"))
+            .pull(
+                &served.image(),
+                basic("alice", "wonder"),
+                &Progress::default(),
+            )
             .await
             .unwrap();
         // What one pull was given, the next one doesn't have.
         bench
             .puller
-            .pull(&served.image(), Credentials::Anonymous)
+            .pull(
+                &served.image(),
+                Credentials::Anonymous,
+                &Progress::default(),
+            )
             .await
             .unwrap_err();
     }
@@ -411,7 +438,11 @@ async fn tokens_and_passwords_are_shown_to_whom_they_are_for() {
     );
     bench
         .puller
-        .pull(&served.image(), Credentials::Anonymous)
+        .pull(
+            &served.image(),
+            Credentials::Anonymous,
+            &Progress::default(),
+        )
         .await
         .unwrap();
 }
@@ -428,7 +459,11 @@ async fn a_download_that_breaks_off_goes_on_where_it_was() {
     );
     bench
         .puller
-        .pull(&served.image(), Credentials::Anonymous)
+        .pull(
+            &served.image(),
+            Credentials::Anonymous,
+            &Progress::default(),
+        )
         .await
         .unwrap();
     assert!(
@@ -450,7 +485,11 @@ async fn a_server_that_lies_is_found_out_and_leaves_nothing() {
     );
     let error = bench
         .puller
-        .pull(&served.image(), Credentials::Anonymous)
+        .pull(
+            &served.image(),
+            Credentials::Anonymous,
+            &Progress::default(),
+        )
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Mismatch { .. }), "{error}");
@@ -485,7 +524,7 @@ async fn mirrors_are_asked_first_and_do_not_see_passwords() {
     let reference = Reference::parse("registry.example/team/app:v1").unwrap();
     bench
         .puller
-        .pull(&reference, basic("alice", "wonder"))
+        .pull(&reference, basic("alice", "wonder"), &Progress::default())
         .await
         .unwrap();
     assert!(empty.requests.lock().unwrap()[0].ends_with("?ns=registry.example"));
@@ -496,7 +535,7 @@ async fn mirrors_are_asked_first_and_do_not_see_passwords() {
     let nowhere = Reference::parse("registry.example/team/other:v1").unwrap();
     let error = bench
         .puller
-        .pull(&nowhere, Credentials::Anonymous)
+        .pull(&nowhere, Credentials::Anonymous, &Progress::default())
         .await
         .unwrap_err();
     assert!(
@@ -520,7 +559,7 @@ async fn a_proxy_is_asked_for_what_is_not_on_this_machine() {
     let reference = Reference::parse("registry.example/team/app:v1").unwrap();
     bench
         .puller
-        .pull(&reference, Credentials::Anonymous)
+        .pull(&reference, Credentials::Anonymous, &Progress::default())
         .await
         .unwrap();
     let asked = proxy.requests.lock().unwrap().clone();
@@ -531,7 +570,7 @@ async fn a_proxy_is_asked_for_what_is_not_on_this_machine() {
     let reference = Reference::parse("registry.invalid/team/app:v1").unwrap();
     let error = bench
         .puller
-        .pull(&reference, Credentials::Anonymous)
+        .pull(&reference, Credentials::Anonymous, &Progress::default())
         .await
         .unwrap_err()
         .to_string();
