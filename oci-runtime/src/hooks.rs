@@ -2,11 +2,15 @@
 
 use crate::error::LaunchError;
 use crate::plan::HookPlan;
+use rustix::fs::MemfdFlags;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+/// So much of what a failed hook says is passed on.
+const STDERR_LIMIT: usize = 4096;
 
 /// Runs hooks one after the other, each with the state on its standard input; the first that fails ends it.
 ///
@@ -28,7 +32,10 @@ pub(crate) fn run_all(
     hooks.iter().enumerate().try_for_each(|(position, hook)| {
         run(hook, &text).map_err(|cause| {
             LaunchError::new(
-                format!("run {kind} hook #{position} ({})", hook.path.display()),
+                format!(
+                    "error running {kind} hook #{position}: {}",
+                    hook.path.display()
+                ),
                 cause,
             )
         })
@@ -40,15 +47,20 @@ fn run(hook: &HookPlan, state: &str) -> Result<(), String> {
     if let Some((name, rest)) = hook.args.split_first() {
         command.arg0(name).args(rest);
     }
-    command.env_clear();
-    for entry in &hook.env {
-        let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
-        command.env(name, value);
+    if let Some(env) = &hook.env {
+        let pairs = env
+            .iter()
+            .map(|entry| entry.split_once('=').unwrap_or((entry, "")));
+        command.env_clear().envs(pairs);
     }
+    // A file and not a pipe: what a hook leaves running may keep it open, and nobody waits for that.
+    let said = rustix::fs::memfd_create("hook", MemfdFlags::CLOEXEC)
+        .map_err(|errno| format!("memfd_create: {errno}"))?;
+    let stderr = said.try_clone().map_err(|error| format!("dup: {error}"))?;
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
+        .stderr(stderr)
         .spawn()
         .map_err(|error| format!("start: {error}"))?;
     if let Some(mut stdin) = child.stdin.take() {
@@ -66,9 +78,16 @@ fn run(hook: &HookPlan, state: &str) -> Result<(), String> {
         }
     }
     let status = child.wait().map_err(|error| format!("wait: {error}"))?;
-    match (status.code(), status.signal()) {
-        (Some(0), _) => Ok(()),
-        (Some(code), _) => Err(format!("exit status {code}")),
-        (None, signal) => Err(format!("killed by signal {}", signal.unwrap_or(0))),
+    let ended = match (status.code(), status.signal()) {
+        (Some(0), _) => return Ok(()),
+        (Some(code), _) => format!("exit status {code}"),
+        (None, signal) => format!("killed by signal {}", signal.unwrap_or(0)),
+    };
+    let mut text = vec![0; STDERR_LIMIT];
+    let count = rustix::io::pread(&said, &mut text, 0).unwrap_or(0);
+    text.truncate(count);
+    match String::from_utf8_lossy(&text).trim() {
+        "" => Err(ended),
+        said => Err(format!("{ended}, stderr: {said}")),
     }
 }

@@ -6,6 +6,7 @@
 //! one process.
 
 pub mod cli;
+mod document;
 mod error;
 mod hooks;
 mod init;

@@ -3,6 +3,7 @@
 //! A directory for each container holds `state.json` (this record), `config.json` (the spec it was made from), and
 //! between create and start the socket at which its first process waits.
 
+use crate::document::parse_spec;
 use linux::cgroup::{Cgroup, Hierarchies};
 use linux::pidfd;
 use oci_spec::runtime::Spec;
@@ -222,7 +223,7 @@ impl Container {
     pub fn spec(&self) -> Result<Spec, StateError> {
         let path = self.dir.join("config.json");
         let text = std::fs::read(&path).map_err(failed("read", &path))?;
-        serde_json::from_slice(&text).map_err(|cause| StateError::Malformed { path, cause })
+        parse_spec(&text).map_err(|cause| StateError::Malformed { path, cause })
     }
 
     /// A short path to a file of the directory, for a socket's address.

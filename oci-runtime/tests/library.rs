@@ -245,7 +245,7 @@ fn a_failure_reaches_the_status_descriptor_whole() {
     assert_eq!((error.exit_code, error.errno), (127, libc::ENOENT));
     assert_eq!(
         error.to_string(),
-        "exec \"nothing-here\": executable file not found in $PATH"
+        "exec nothing-here: executable file not found in $PATH"
     );
     assert_eq!(
         pidfd::reap(&launched.pidfd, true).unwrap(),
@@ -362,7 +362,7 @@ fn containers_of_a_pod_share_its_user_namespace() {
         pid: launched.pid,
         pidfd: launched.pidfd.try_clone().unwrap(),
         cgroup: Some(fixture.cgroup.clone()),
-        seccomp: None,
+        linux: None,
         keyring: None,
         preserve_fds: 0,
     };

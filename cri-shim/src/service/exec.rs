@@ -218,10 +218,7 @@ impl Runtime {
             pid: launched.pid,
             pidfd,
             cgroup: Some(cgroup.clone()),
-            seccomp: specification
-                .linux()
-                .as_ref()
-                .and_then(|linux| linux.seccomp().clone()),
+            linux: specification.linux().clone(),
             keyring: Some(oci_runtime::session_keyring(container.id())),
             preserve_fds: 0,
         };

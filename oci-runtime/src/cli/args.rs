@@ -109,6 +109,9 @@ pub(super) struct CreateArgs {
     /// Write the pid there
     #[arg(long)]
     pub pid_file: Option<PathBuf>,
+    /// A unix socket that gets a pidfd of the container's first process
+    #[arg(long)]
+    pub pidfd_socket: Option<PathBuf>,
     /// How many descriptors above 2 the program inherits
     #[arg(long, default_value_t = 0)]
     pub preserve_fds: u32,
@@ -170,6 +173,9 @@ pub(super) struct ExecArgs {
     pub detach: bool,
     #[arg(long)]
     pub pid_file: Option<PathBuf>,
+    /// A unix socket that gets a pidfd of the process
+    #[arg(long)]
+    pub pidfd_socket: Option<PathBuf>,
     #[arg(long)]
     pub process_label: Option<String>,
     #[arg(long)]

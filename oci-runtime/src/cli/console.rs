@@ -34,8 +34,8 @@ pub(super) fn own_streams() -> Result<Stdio, Failure> {
     })
 }
 
-/// Sends a terminal's master to the console socket.
-pub(super) fn hand_over(path: &Path, master: &OwnedFd) -> Result<(), Failure> {
+/// Sends a descriptor to whoever listens at a socket, with its name as the message's bytes.
+pub(super) fn hand_over(path: &Path, fd: &OwnedFd, name: &[u8]) -> Result<(), Failure> {
     let failed = |operation, errno: rustix::io::Errno| {
         Failure::Kernel(linux::Error::new(
             operation,
@@ -50,21 +50,18 @@ pub(super) fn hand_over(path: &Path, master: &OwnedFd) -> Result<(), Failure> {
         None,
     )
     .map_err(|errno| failed("make socket for", errno))?;
-    let address =
-        SocketAddrUnix::new(path).map_err(|errno| failed("name console socket", errno))?;
-    rustix::net::connect(&socket, &address)
-        .map_err(|errno| failed("connect to console socket", errno))?;
+    let address = SocketAddrUnix::new(path).map_err(|errno| failed("name socket", errno))?;
+    rustix::net::connect(&socket, &address).map_err(|errno| failed("connect to socket", errno))?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = [master.as_fd()];
+    let fds = [fd.as_fd()];
     control.push(SendAncillaryMessage::ScmRights(&fds));
-    // The receiver expects the terminal's name as the message's bytes.
     rustix::net::sendmsg(
         &socket,
-        &[IoSlice::new(b"/dev/ptmx")],
+        &[IoSlice::new(name)],
         &mut control,
         SendFlags::NOSIGNAL,
     )
-    .map_err(|errno| failed("send terminal to", errno))?;
+    .map_err(|errno| failed("send descriptor to", errno))?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 use super::args::{CreateArgs, RunArgs};
 use super::hooks::RuntimeHooks;
 use super::{Context, Failure, Outcome, console, foreground, lifecycle, rootless};
+use crate::document::parse_spec;
 use crate::launch::{Launched, Stdio};
 use crate::plan::{LaunchResources, Rootfs, apply_resources};
 use crate::state::{Container, ProcessStat, Record, StateError, write_whole};
@@ -84,7 +85,7 @@ impl Bundle {
         let path = dir.join("config.json");
         let text = std::fs::read(&path)
             .map_err(|error| Failure::other(format!("read {}: {error}", path.display())))?;
-        let spec: Spec = serde_json::from_slice(&text).map_err(|cause| StateError::Malformed {
+        let spec = parse_spec(&text).map_err(|cause| StateError::Malformed {
             path: path.clone(),
             cause,
         })?;
@@ -244,8 +245,11 @@ fn launch_into(
         write_whole(path, launched.pid.to_string().as_bytes())?;
     }
     if let (Some(path), Some(master)) = (&args.console_socket, &launched.terminal) {
-        console::hand_over(path, master)?;
+        console::hand_over(path, master, b"/dev/ptmx")?;
         launched.terminal = None;
+    }
+    if let Some(path) = &args.pidfd_socket {
+        console::hand_over(path, &launched.pidfd, b"pidfd")?;
     }
     Ok(launched)
 }

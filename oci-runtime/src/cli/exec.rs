@@ -2,6 +2,7 @@
 
 use super::args::ExecArgs;
 use super::{Context, Failure, Outcome, console, create, foreground, rootless};
+use crate::document::parse_process;
 use crate::launch::Stdio;
 use crate::plan::{ExecTarget, plan_exec, session_keyring};
 use crate::state::{Container, StateError, Status, write_whole};
@@ -41,15 +42,11 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Outcome {
     {
         cgroup = Some(whole.child(name)?);
     }
-    let seccomp = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.seccomp().clone());
     let target = ExecTarget {
         pid: container.record.pid,
         pidfd,
         cgroup,
-        seccomp,
+        linux: spec.linux().clone(),
         keyring: (!container.record.keeps_keyring).then(|| session_keyring(&container.record.id)),
         preserve_fds: args.preserve_fds,
     };
@@ -69,8 +66,11 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Outcome {
         write_whole(path, launched.pid.to_string().as_bytes())?;
     }
     if let (Some(path), Some(master)) = (&args.console_socket, &launched.terminal) {
-        console::hand_over(path, master)?;
+        console::hand_over(path, master, b"/dev/ptmx")?;
         launched.terminal = None;
+    }
+    if let Some(path) = &args.pidfd_socket {
+        console::hand_over(path, &launched.pidfd, b"pidfd")?;
     }
     create::wait_status(&launched.status)?;
     match signals {
@@ -84,11 +84,10 @@ fn plan_spec(args: &ExecArgs, spec: &Spec) -> Result<Process, Failure> {
     if let Some(path) = &args.process {
         let text = std::fs::read(path)
             .map_err(|error| Failure::other(format!("read {}: {error}", path.display())))?;
-        let mut process: Process =
-            serde_json::from_slice(&text).map_err(|cause| StateError::Malformed {
-                path: path.clone(),
-                cause,
-            })?;
+        let mut process = parse_process(&text).map_err(|cause| StateError::Malformed {
+            path: path.clone(),
+            cause,
+        })?;
         if args.tty {
             process.set_terminal(Some(true));
         }

@@ -5,7 +5,7 @@ use linux::{pidfd, terminal};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::termios::{OptionalActions, Termios};
+use rustix::termios::{OptionalActions, OutputModes, Termios};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Blocks all signals so that none is lost between the launch and [`follow`]; they are read from the result.
@@ -25,6 +25,9 @@ pub(super) fn follow(
     signals: SignalFd,
 ) -> Result<i32, Failure> {
     let _raw = master.as_ref().and_then(RawMode::enter);
+    if let Some(master) = &master {
+        leave_line_ends(master);
+    }
     if let Some(master) = &master {
         copy_size(master);
     }
@@ -120,6 +123,14 @@ fn pass_signals(child: &OwnedFd, signals: &SignalFd, master: Option<&OwnedFd>) {
             // The process may have ended at this moment; that is seen next.
             _ => drop(pidfd::send_signal(child, signal)),
         }
+    }
+}
+
+/// The caller's terminal turns line feeds into line ends itself; done here too, what isn't a terminal would see both.
+fn leave_line_ends(master: &OwnedFd) {
+    if let Ok(mut settings) = rustix::termios::tcgetattr(master) {
+        settings.output_modes -= OutputModes::ONLCR;
+        let _ = rustix::termios::tcsetattr(master, OptionalActions::Now, &settings);
     }
 }
 

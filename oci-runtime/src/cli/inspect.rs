@@ -46,6 +46,12 @@ pub(super) fn state(context: &Context, id: &str) -> Outcome {
 }
 
 pub(super) fn list(context: &Context, format: &str, quiet: bool) -> Outcome {
+    if context.root_given && !context.root.exists() {
+        return Err(Failure::other(format!(
+            "--root {}: no such directory",
+            context.root.display()
+        )));
+    }
     let mut containers = Vec::new();
     for id in Container::ids(&context.root)? {
         // One that is removed at this moment is not listed.
@@ -60,7 +66,10 @@ pub(super) fn list(context: &Context, format: &str, quiet: bool) -> Outcome {
         return Ok(0);
     }
     match format {
-        "json" => print_json(&Value::Array(containers.iter().map(describe).collect()))?,
+        "json" => println!(
+            "{}",
+            Value::Array(containers.iter().map(describe).collect())
+        ),
         "table" => print_table(&containers.iter().map(describe).collect::<Vec<_>>()),
         other => return Err(Failure::other(format!("invalid format option {other:?}"))),
     }
@@ -117,7 +126,7 @@ pub(super) fn ps(context: &Context, format: &str, id: &str, options: &[String]) 
         None => Vec::new(),
     };
     if format == "json" {
-        print_json(&json!(pids))?;
+        println!("{}", json!(pids));
         return Ok(0);
     }
     if format != "table" {

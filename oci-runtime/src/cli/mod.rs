@@ -34,6 +34,8 @@ pub(crate) enum Failure {
     Kernel(#[from] linux::Error),
     #[error("{0}")]
     Other(String),
+    #[error("{0}")]
+    Exec(Box<Failure>),
 }
 
 impl Failure {
@@ -44,6 +46,7 @@ impl Failure {
     fn exit_code(&self) -> i32 {
         match self {
             Failure::Launch(error) => error.exit_code,
+            Failure::Exec(_) => 255,
             _ => 1,
         }
     }
@@ -55,6 +58,8 @@ type Outcome = Result<i32, Failure>;
 struct Context {
     /// The directory of all states.
     root: PathBuf,
+    /// It is the caller's, and not the default.
+    root_given: bool,
     systemd_cgroup: bool,
 }
 
@@ -91,6 +96,7 @@ pub fn main(args: Vec<OsString>) -> i32 {
         return 1;
     };
     let context = Context {
+        root_given: cli.root.is_some(),
         root: cli.root.unwrap_or_else(rootless::default_root),
         systemd_cgroup: cli.systemd_cgroup,
     };
@@ -120,7 +126,11 @@ fn run(context: &Context, command: Command) -> Outcome {
         Command::Delete { force, id } => lifecycle::delete(context, &id, force),
         Command::Pause { id } => lifecycle::pause(context, &id),
         Command::Resume { id } => lifecycle::resume(context, &id),
-        Command::Exec(args) => exec::exec(context, &args),
+        // As runc: what failed here must not be taken for the program's own status.
+        Command::Exec(args) => exec::exec(context, &args).map_err(|failure| match failure {
+            Failure::Launch(_) => failure,
+            other => Failure::Exec(Box::new(other)),
+        }),
         Command::State { id } => inspect::state(context, &id),
         Command::List { format, quiet } => inspect::list(context, &format, quiet),
         Command::Ps {

@@ -324,8 +324,8 @@ impl Program {
         };
         let name = plan.args.first().map(String::as_str).unwrap_or_default();
         LaunchError {
-            step: format!("exec {name:?}"),
-            cause: error.to_string(),
+            step: format!("exec {name}"),
+            cause: linux::describe_errno(error.errno),
             errno: error.errno,
             exit_code,
         }
@@ -335,7 +335,7 @@ impl Program {
 /// Looks a program up as `execvp` does, in the container's `PATH`.
 fn find(name: &str, env: &[String], cwd: &str) -> Result<String, LaunchError> {
     let not_found = |errno: i32, cause: &str| LaunchError {
-        step: format!("exec {name:?}"),
+        step: format!("exec {name}"),
         cause: cause.to_owned(),
         errno,
         exit_code: if errno == libc::ENOENT { 127 } else { 126 },

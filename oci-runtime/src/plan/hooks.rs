@@ -12,7 +12,8 @@ use std::path::PathBuf;
 pub(crate) struct HookPlan {
     pub path: PathBuf,
     pub args: Vec<String>,
-    pub env: Vec<String>,
+    /// Without one of its own a hook has the runtime's, and startContainer's the program's.
+    pub env: Option<Vec<String>>,
     pub timeout_s: Option<u64>,
 }
 
@@ -48,7 +49,7 @@ pub(crate) fn plan_hooks(field: &str, hooks: &Option<Vec<Hook>>) -> Result<Vec<H
         Ok(HookPlan {
             path: hook.path().clone(),
             args: hook.args().clone().unwrap_or_default(),
-            env: hook.env().clone().unwrap_or_default(),
+            env: hook.env().clone(),
             timeout_s: timeout.transpose()?,
         })
     };

@@ -1,10 +1,9 @@
 //! A whole spec, resolved.
 
-use super::hooks::{HooksPlan, hook_state, plan_hooks};
+use super::hooks::{HookPlan, HooksPlan, hook_state, plan_hooks};
 use super::mounts::{self, MountContext, parse_rootfs_propagation};
 use super::namespaces::plan_namespaces;
-use super::process::{plan_personality, plan_process, session_keyring, setgroups_allowed};
-use super::scheduling::plan_memory_policy;
+use super::process::{plan_containers_own, plan_process, session_keyring, setgroups_allowed};
 use super::{CgroupPlan, DevicePlan, DeviceSource, FdList, LaunchPlan, NamespacePlan, RootfsPlan};
 use crate::error::{DuringPlan, Error};
 use crate::seccomp;
@@ -117,12 +116,7 @@ pub fn plan_launch(
         process_plan.seccomp = seccomp::plan(profile, &state, &mut fds)?;
     }
     process_plan.preserve_fds = resources.preserve_fds;
-    process_plan.scheduling.memory_policy = linux
-        .memory_policy()
-        .as_ref()
-        .map(plan_memory_policy)
-        .transpose()?;
-    process_plan.personality = linux.personality().as_ref().map(plan_personality);
+    plan_containers_own(linux, &mut process_plan)?;
     let groups_denied = match &namespaces.user_mapping {
         Some(mapping) => mapping.deny_setgroups,
         None => namespaces.joins(NamespaceKind::User).is_none() && !setgroups_allowed("self"),
@@ -156,6 +150,7 @@ pub fn plan_launch(
         gate: resources.gate.map(|fd| fds.push(fd)),
         hooks: plan_all_hooks(
             spec,
+            &process_plan.env,
             &resources.id,
             &resources.bundle,
             resources.runtime_hooks,
@@ -205,6 +200,7 @@ fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
 
 fn plan_all_hooks(
     spec: &Spec,
+    env: &[String],
     id: &str,
     bundle: &Path,
     runtime: Option<OwnedFd>,
@@ -226,14 +222,27 @@ fn plan_all_hooks(
     }
     Ok(HooksPlan {
         create_container: plan_hooks("createContainer", hooks.create_container())?,
-        start_container: plan_hooks("startContainer", hooks.start_container())?,
+        start_container: plan_hooks("startContainer", hooks.start_container())?
+            .into_iter()
+            .map(|hook| HookPlan {
+                env: hook.env.or_else(|| Some(env.to_vec())),
+                ..hook
+            })
+            .collect(),
         state: hook_state(spec, id, bundle),
         runtime: runtime.filter(|_| of_runtime).map(|fd| fds.push(fd)),
     })
 }
 
+/// Each once: covering a path twice costs a mount.
 fn paths(list: &Option<Vec<String>>) -> Vec<PathBuf> {
-    list.iter().flatten().map(PathBuf::from).collect()
+    let mut out: Vec<PathBuf> = Vec::new();
+    for path in list.iter().flatten().map(PathBuf::from) {
+        if !out.contains(&path) {
+            out.push(path);
+        }
+    }
+    out
 }
 
 fn non_empty_name(

@@ -515,6 +515,9 @@ pub(super) fn detach_devpts(
             continue;
         }
         let mut options = options.clone();
+        // A joined user namespace has its mapping itself, which the spec need not repeat: no id can be said then.
+        let unknown = linux.uid_mappings().iter().flatten().next().is_none();
+        options.retain(|(key, _)| !(mapped && unknown && ["uid", "gid"].contains(&key.as_str())));
         for (key, value) in &mut options {
             let mappings = match key.as_str() {
                 "uid" => linux.uid_mappings(),

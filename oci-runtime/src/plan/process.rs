@@ -1,6 +1,6 @@
 //! `process` of a spec, for a container's first process and for an exec.
 
-use super::scheduling::plan_scheduling;
+use super::scheduling::{plan_memory_policy, plan_scheduling};
 use super::{CgroupPlan, ExecPlan, FdList, ProcessPlan};
 use crate::error::{DuringPlan, Error};
 use crate::seccomp;
@@ -9,8 +9,7 @@ use linux::cgroup::Cgroup;
 use linux::namespace::{self, NamespaceKind};
 use linux::rlimit::{self, Rlimit};
 use oci_spec::runtime::{
-    Capabilities, LinuxCapabilities, LinuxPersonality, LinuxPersonalityDomain, LinuxSeccomp,
-    Process,
+    Capabilities, Linux, LinuxCapabilities, LinuxPersonality, LinuxPersonalityDomain, Process,
 };
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,8 +24,8 @@ pub struct ExecTarget {
     pub pidfd: OwnedFd,
     /// The cgroup for the process: the container's, or a child made for this exec.
     pub cgroup: Option<Cgroup>,
-    /// The container's `linux.seccomp`.
-    pub seccomp: Option<LinuxSeccomp>,
+    /// The container's `linux`: its seccomp profile, personality and memory policy hold for the process too.
+    pub linux: Option<Linux>,
     /// The container's session keyring ([`session_keyring`]); `None` hands the caller's on.
     pub keyring: Option<String>,
     /// How many of the launching process's descriptors from 3 on the program inherits (`--preserve-fds`).
@@ -78,12 +77,15 @@ pub fn plan_exec(process: &Process, target: ExecTarget) -> Result<(ExecPlan, Vec
     let user_namespaced = kinds.contains(&NamespaceKind::User);
     let state = serde_json::json!({"pid": pid, "status": "running"});
     let mut plan = plan_process(process, user_namespaced)?;
-    if let Some(profile) = &target.seccomp {
-        plan.seccomp = seccomp::plan(profile, &state, &mut fds)?;
-    }
     plan.keyring = target.keyring;
     plan.preserve_fds = target.preserve_fds;
     plan.scheduling = plan_scheduling(process, true)?;
+    if let Some(linux) = &target.linux {
+        plan_containers_own(linux, &mut plan)?;
+        if let Some(profile) = linux.seccomp() {
+            plan.seccomp = seccomp::plan(profile, &state, &mut fds)?;
+        }
+    }
     if !setgroups_allowed(&pid.to_string()) {
         plan.groups = None;
     }
@@ -146,7 +148,7 @@ pub(super) fn plan_process(process: &Process, user_namespaced: bool) -> Result<P
     let capabilities = plan_capabilities(process.capabilities().as_ref())?;
     Ok(ProcessPlan {
         args,
-        env,
+        env: last_of_each(env),
         cwd: cwd.to_owned(),
         terminal_size: size.filter(|size| *size != (0, 0)),
         uid: user.uid(),
@@ -177,13 +179,38 @@ pub(super) fn plan_process(process: &Process, user_namespaced: bool) -> Result<P
     })
 }
 
+/// What a container's `linux` says of each of its processes, the first and those of an exec.
+pub(super) fn plan_containers_own(linux: &Linux, plan: &mut ProcessPlan) -> Result<(), Error> {
+    plan.scheduling.memory_policy = linux
+        .memory_policy()
+        .as_ref()
+        .map(plan_memory_policy)
+        .transpose()?;
+    plan.personality = linux.personality().as_ref().map(plan_personality);
+    Ok(())
+}
+
 /// `linux.personality` (config-linux.md, "Personality").
-pub(super) fn plan_personality(spec: &LinuxPersonality) -> u32 {
+fn plan_personality(spec: &LinuxPersonality) -> u32 {
     const PER_LINUX32: u32 = 0x0008;
     match spec.domain() {
         LinuxPersonalityDomain::PerLinux => 0,
         LinuxPersonalityDomain::PerLinux32 => PER_LINUX32,
     }
+}
+
+/// Of the entries for one variable the last counts, in the first's place; an empty `HOME` is none, and is looked up.
+fn last_of_each(env: Vec<String>) -> Vec<String> {
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut out: Vec<String> = Vec::with_capacity(env.len());
+    for entry in env {
+        match out.iter().position(|known| name(known) == name(&entry)) {
+            Some(at) => out[at] = entry,
+            None => out.push(entry),
+        }
+    }
+    out.retain(|entry| entry != "HOME=");
+    out
 }
 
 fn plan_capabilities(spec: Option<&LinuxCapabilities>) -> Result<Sets, Error> {

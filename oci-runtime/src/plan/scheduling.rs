@@ -143,7 +143,17 @@ pub(super) fn plan_memory_policy(spec: &LinuxMemoryPolicy) -> Result<(u32, Vec<u
         };
     }
     let text = spec.nodes().as_deref().unwrap_or_default();
-    let nodes = parse_list(text)
-        .ok_or_else(|| Error::spec("linux.memoryPolicy.nodes", format!("bad list {text:?}")))?;
+    let nodes = parse_list(text).ok_or_else(|| {
+        Error::spec(
+            "linux.memoryPolicy.nodes",
+            format!("invalid memory policy node list {text:?}"),
+        )
+    })?;
+    if ["MPOL_DEFAULT", "MPOL_LOCAL"].contains(&name.as_str()) && !nodes.is_empty() {
+        return Err(Error::spec(
+            "linux.memoryPolicy.nodes",
+            format!("{name} mode requires 0 nodes but got {}", nodes.len()),
+        ));
+    }
     Ok((mode, nodes))
 }

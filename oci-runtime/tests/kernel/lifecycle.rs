@@ -250,7 +250,7 @@ fn a_hook_that_fails_or_hangs_ends_the_creation() {
     for (hook, words) in [
         (
             json!([{"path": "/bin/false"}]),
-            "run createRuntime hook #0 (/bin/false): exit status 1",
+            "error running createRuntime hook #0: /bin/false: exit status 1",
         ),
         (
             json!([{"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}]),

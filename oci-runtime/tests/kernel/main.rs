@@ -9,3 +9,4 @@ mod lifecycle;
 mod limits;
 mod process;
 mod rootless;
+mod upstream;

@@ -1,0 +1,127 @@
+//! Behaviour that upstream's integration suite asks for, and that callers rely on.
+
+use crate::bundle::{Bundle, Ran};
+use serde_json::{Value, json};
+use std::io::Read;
+use std::os::unix::net::UnixListener;
+
+#[test]
+fn the_last_entry_of_a_variable_counts_and_an_empty_home_is_looked_up() {
+    let mut bundle = Bundle::new("env");
+    bundle.process()["env"] = json!(["PATH=/bin", "ONE=1", "HOME=", "ONE=2"]);
+    let out = bundle.run().ok();
+    let ones: Vec<&str> = out
+        .lines()
+        .filter(|line| line.starts_with("ONE="))
+        .collect();
+    assert_eq!(ones, ["ONE=2"], "{out}");
+    assert!(out.lines().any(|line| line == "HOME=/root"), "{out}");
+}
+
+#[test]
+fn a_terminals_lines_end_as_the_program_wrote_them() {
+    let mut bundle = Bundle::new("echo one");
+    bundle.process()["terminal"] = json!(true);
+    assert_eq!(bundle.run().ok(), "one\n");
+}
+
+#[test]
+fn a_failed_hook_says_what_it_said() {
+    let mut bundle = Bundle::new("true");
+    bundle.config["hooks"] = json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "echo why >&2; exit 3"]}]});
+    let ran = Ran::from(bundle.output(&["create", &bundle.id]));
+    assert!(
+        ran.stderr
+            .contains("error running createRuntime hook #0: /bin/sh: exit status 3, stderr: why"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn a_start_container_hook_without_an_environment_has_the_programs() {
+    let mut bundle = Bundle::new("true");
+    bundle.process()["env"] = json!(["PATH=/bin", "OF_THE=program"]);
+    bundle.config["hooks"] = json!({"startContainer": [
+        {"path": "/bin/sh", "args": ["sh", "-c", "test \"$OF_THE\" = program"]}
+    ]});
+    bundle.run().ok();
+}
+
+#[test]
+fn the_path_masked_twice_is_covered_once() {
+    let mut bundle = Bundle::new("grep -c ' /tmp ' /proc/self/mountinfo");
+    bundle.linux()["maskedPaths"] = json!(["/tmp", "/tmp"]);
+    assert_eq!(bundle.run().ok(), "1\n");
+}
+
+#[test]
+fn an_exec_has_the_containers_personality_and_memory_policy() {
+    let mut bundle = Bundle::new("sleep 100");
+    bundle.linux()["personality"] = json!({"domain": "LINUX32"});
+    bundle.linux()["memoryPolicy"] =
+        json!({"mode": "MPOL_PREFERRED", "nodes": "0", "flags": ["MPOL_F_RELATIVE_NODES"]});
+    bundle.start();
+    let script = "cat /proc/self/personality; head -n 1 /proc/self/numa_maps";
+    let out = Ran::from(bundle.output(&["exec", &bundle.id, "sh", "-c", script])).ok();
+    assert!(out.starts_with("00000008\n"), "{out}");
+    assert!(out.contains("prefer") && out.contains("relative"), "{out}");
+}
+
+#[test]
+fn a_process_document_needs_no_user_and_what_exec_itself_fails_in_is_255() {
+    let bundle = Bundle::new("sleep 100");
+    bundle.start();
+    let process = json!({"cwd": "/", "args": ["id", "-u"], "env": ["PATH=/bin"]});
+    std::fs::write(bundle.path("process.json"), process.to_string()).unwrap();
+    let ran = bundle.output(&["exec", "--process", "process.json", &bundle.id]);
+    assert_eq!(Ran::from(ran).ok(), "0\n");
+    let missing = bundle.output(&["exec", "no-such-container", "true"]);
+    assert_eq!(missing.status.code(), Some(255));
+    let unwritable = bundle.output(&["exec", "--pid-file", "/no/such/file", &bundle.id, "true"]);
+    assert_eq!(unwritable.status.code(), Some(255));
+}
+
+#[test]
+fn a_pidfd_of_the_first_process_is_sent_to_the_socket() {
+    let bundle = Bundle::new("sleep 100");
+    let listener = UnixListener::bind(bundle.path("pidfd.sock")).unwrap();
+    let receiver = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut name = String::new();
+        stream.read_to_string(&mut name).unwrap();
+        name
+    });
+    // Its streams are the container's: nobody may wait for their end.
+    let status = bundle
+        .command(&["run", "-d", "--pidfd-socket", "pidfd.sock", &bundle.id])
+        .stdout(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    assert_eq!(receiver.join().unwrap(), "pidfd");
+}
+
+#[test]
+fn a_list_is_one_line_of_json_and_a_given_root_must_exist() {
+    let bundle = Bundle::new("sleep 100");
+    bundle.start();
+    let out = Ran::from(bundle.output(&["list", "--format", "json"])).ok();
+    assert_eq!(out.lines().count(), 1, "{out}");
+    let listed: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(listed[0]["id"], json!(bundle.id));
+    let nowhere = std::process::Command::new(crate::bundle::runtime())
+        .args(["--root", "/no/such/root", "list"])
+        .output()
+        .unwrap();
+    assert_eq!(nowhere.status.code(), Some(1));
+}
+
+#[test]
+fn an_unknown_capability_is_left_out() {
+    let mut bundle = Bundle::new("true");
+    for set in ["bounding", "effective", "permitted"] {
+        bundle.process()["capabilities"][set] = json!(["CAP_CHOWN", "CAP_FLYING"]);
+    }
+    bundle.run().ok();
+}
