@@ -26,6 +26,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("docker-registry", "docker-registry"),
     ("gcc", "gcc"),
     ("script", "bsdutils"),
+    ("time", "time"),
     ("busybox", "busybox-static"),
 ];
 /// Files that a package brings, where it brings no program.

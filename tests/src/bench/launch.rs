@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use anyhow::Context;
 use serde_json::json;
@@ -11,80 +10,240 @@ use serde_json::json;
 use super::{Row, median};
 use crate::workspace::{run as run_program, target};
 
-const ROUNDS: usize = 7;
-const LAUNCHES: usize = 20;
+/// How often, and under what circumstances, `true` is launched.
+struct Case {
+    name: &'static str,
+    seccomp: bool,
+    /// Limits on memory, processors and processes.
+    limits: bool,
+    /// Between launches: an idle host's RCU makes what waits for it slower.
+    pause_ms: u32,
+    /// Other mounts in the namespace that is launched from.
+    mounts: u32,
+    rounds: usize,
+    launches: u32,
+}
 
-/// Prints the row without and with a seccomp profile.
+const PLAIN: Case = Case {
+    name: "launch of `true`, without seccomp",
+    seccomp: false,
+    limits: false,
+    pause_ms: 0,
+    mounts: 0,
+    rounds: 7,
+    launches: 20,
+};
+
+const CASES: [Case; 5] = [
+    PLAIN,
+    Case {
+        name: "the same, with a seccomp profile of 300 calls",
+        seccomp: true,
+        ..PLAIN
+    },
+    Case {
+        name: "without seccomp, with limits",
+        limits: true,
+        rounds: 3,
+        ..PLAIN
+    },
+    Case {
+        name: "the same, 150 ms between launches",
+        limits: true,
+        pause_ms: 150,
+        rounds: 3,
+        launches: 10,
+        ..PLAIN
+    },
+    Case {
+        name: "without seccomp, with 1,000 mounts on the host",
+        mounts: 1000,
+        rounds: 3,
+        ..PLAIN
+    },
+];
+
+/// What a launch took of one program.
+struct Cost {
+    wall_ms: f64,
+    cpu_ms: f64,
+}
+
+/// Prints the rows: time on the clock and of the processors for each case, then the largest memory of one launch.
 pub fn run(program: &Path) -> anyhow::Result<()> {
     let folder = target()
         .join("bench")
         .join(format!("oci-{}", std::process::id()));
-    for seccomp in [false, true] {
-        bundle(&folder, seccomp)?;
-        let tools = [
-            ("orlop", format!("{} runtime", program.display())),
-            ("crun", "crun".to_owned()),
-            ("runc", "runc".to_owned()),
-        ];
-        let mut times: Vec<Result<Vec<f64>, String>> =
-            tools.iter().map(|_| Ok(Vec::new())).collect();
-        for _ in 0..ROUNDS {
-            for ((name, command), times) in tools.iter().zip(&mut times) {
-                match (launches(name, command, &folder), times.as_mut()) {
-                    (Ok(took), Ok(times)) => times.push(took),
-                    (Err(error), _) => {
-                        *times = Err(format!("{error:#}")
-                            .lines()
-                            .take(3)
-                            .collect::<Vec<_>>()
-                            .join(" "))
-                    }
-                    _ => {}
+    let tools = [
+        ("orlop", format!("{} runtime", program.display())),
+        ("crun", "crun".to_owned()),
+        ("runc", "runc".to_owned()),
+        ("youki", "youki".to_owned()),
+    ];
+    for case in &CASES {
+        bundle(&folder, case)?;
+        let mut costs: Vec<Result<Vec<Cost>, String>> = tools
+            .iter()
+            .map(|(_, command)| installed(command).map(|()| Vec::new()))
+            .collect();
+        for _ in 0..case.rounds {
+            for ((name, command), costs) in tools.iter().zip(&mut costs) {
+                // What failed once is not tried again.
+                let Ok(list) = costs else { continue };
+                match launches(name, command, &folder, case) {
+                    Ok(cost) => list.push(cost),
+                    Err(error) => *costs = Err(first_lines(&error)),
                 }
             }
         }
-        let values = tools
-            .iter()
-            .zip(times)
-            .map(|((name, _), times)| ((*name).to_owned(), times.map(median)));
-        let with = if seccomp {
-            "with a seccomp profile of 300 calls"
-        } else {
-            "without seccomp"
-        };
-        Row {
-            name: format!("launch of `true`, {with}"),
-            unit: "ms",
-            values: values.collect(),
-        }
-        .print();
+        print(case.name, "ms", &tools, &costs, |cost| cost.wall_ms);
+        print("  of the processors", "ms", &tools, &costs, |cost| {
+            cost.cpu_ms
+        });
     }
+    for seccomp in [false, true] {
+        bundle(&folder, &Case { seccomp, ..PLAIN })?;
+        let peaks = tools.iter().map(|(name, command)| {
+            installed(command)?;
+            peak_kib(name, command, &folder).map_err(|error| first_lines(&error))
+        });
+        let peaks: Vec<_> = peaks.map(|peak| peak.map(|peak| vec![peak])).collect();
+        let with = if seccomp { "with" } else { "without" };
+        print(
+            &format!("largest memory (RSS) of a launch, {with} seccomp"),
+            "KiB",
+            &tools,
+            &peaks,
+            |peak| *peak,
+        );
+    }
+    println!(
+        "  (launches through the keeper: `cargo nextest run --release -p cri-shim --run-ignored only figures`)"
+    );
     fs::remove_dir_all(&folder)?;
     Ok(())
 }
 
-/// Milliseconds a launch, over [`LAUNCHES`] in a row.
-fn launches(name: &str, command: &str, folder: &Path) -> anyhow::Result<f64> {
-    // Debian's crun refuses a hybrid cgroup hierarchy: it is hidden from it, in a mount namespace of its own.
+fn installed(command: &str) -> Result<(), String> {
+    let program = command.split(' ').next().unwrap_or_default();
+    let found = Command::new("sh")
+        .args(["-c", &format!("command -v {program} >/dev/null")])
+        .status();
+    if found.is_ok_and(|status| status.success()) {
+        Ok(())
+    } else {
+        Err("it is not installed".to_owned())
+    }
+}
+
+fn first_lines(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    text.lines().take(3).collect::<Vec<_>>().join(" ")
+}
+
+fn print<T>(
+    name: &str,
+    unit: &'static str,
+    tools: &[(&str, String)],
+    figures: &[Result<Vec<T>, String>],
+    pick: impl Fn(&T) -> f64,
+) {
+    let values = tools.iter().zip(figures).map(|((name, _), figures)| {
+        let middle = figures
+            .as_ref()
+            .map(|list| median(list.iter().map(&pick).collect()));
+        ((*name).to_owned(), middle.map_err(Clone::clone))
+    });
+    let row = Row {
+        name: name.to_owned(),
+        unit,
+        values: values.collect(),
+    };
+    row.print();
+}
+
+/// A shell's lines that run `body`, where `launch` launches container number `$i`: in a mount namespace with an overlay
+/// as root file system.
+fn script(name: &str, command: &str, folder: &Path, mounts: u32, body: &str) -> String {
+    // Debian's crun refuses a hybrid cgroup hierarchy: it is hidden from it.
     let hide = if name == "crun" {
-        "! mountpoint -q /sys/fs/cgroup/unified || umount -l /sys/fs/cgroup/unified;"
+        "! mountpoint -q /sys/fs/cgroup/unified || umount -l /sys/fs/cgroup/unified"
     } else {
         ""
     };
-    let script = format!(
-        "{hide} i=0; while [ $i -lt {LAUNCHES} ]; do {command} --root {0}/state-{name} run --bundle {0} {name}-$i || exit 1; i=$((i+1)); done",
-        folder.display()
-    );
-    let start = Instant::now();
-    run_program(Command::new("unshare").args(["--mount", "sh", "-c", &script]))?;
-    Ok(start.elapsed().as_secs_f64() * 1000.0 / LAUNCHES as f64)
+    format!(
+        "set -e; cd {0}; {hide}
+        mount -t overlay overlay -o lowerdir=image,upperdir=upper,workdir=work rootfs
+        i=0; while [ $i -lt {mounts} ]; do mkdir -p mounts/$i; mount --bind image mounts/$i; i=$((i+1)); done
+        launch() {{ {command} --root {0}/state-{name} run --bundle {0} {name}-$i; }}
+        i=0; launch
+        {body}",
+        folder.display(),
+    )
 }
 
-fn bundle(folder: &Path, seccomp: bool) -> anyhow::Result<()> {
-    let bin = folder.join("rootfs/bin");
+/// The cost of a launch, over many in a row, in milliseconds: those of the same loop without launches are taken off.
+fn launches(name: &str, command: &str, folder: &Path, case: &Case) -> anyhow::Result<Cost> {
+    let pause = match case.pause_ms {
+        0 => String::new(),
+        ms => format!("sleep 0.{ms:03};"),
+    };
+    let body = format!(
+        "count() {{ i=1; while [ $i -le {} ]; do {pause} $1; i=$((i+1)); done; }}
+        for what in : launch; do date +%s%N; count $what; date +%s%N; times >cpu; tail -n 1 cpu; done",
+        case.launches
+    );
+    let script = script(name, command, folder, case.mounts, &body);
+    let output = run_program(Command::new("unshare").args(["--mount", "sh", "-c", &script]))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    let [empty_start, empty_end, empty_cpu, start, end, cpu] = lines.as_slice() else {
+        anyhow::bail!("{name} printed {text:?}");
+    };
+    let clock = |from: &str, to: &str| -> anyhow::Result<f64> {
+        Ok((to.parse::<f64>()? - from.parse::<f64>()?) / 1e6)
+    };
+    let launches = f64::from(case.launches);
+    let empty = clock(empty_start, empty_end)?;
+    Ok(Cost {
+        wall_ms: (clock(start, end)? - empty) / launches,
+        cpu_ms: (processor_ms(cpu)? - processor_ms(empty_cpu)?) / launches,
+    })
+}
+
+/// The children's line of a shell's `times`: `0m0.120000s 0m0.300000s`.
+fn processor_ms(line: &str) -> anyhow::Result<f64> {
+    line.split_whitespace().try_fold(0.0, |sum, part| {
+        let (minutes, seconds) = part
+            .trim_end_matches('s')
+            .split_once('m')
+            .with_context(|| format!("times printed {line:?}"))?;
+        Ok(sum + minutes.parse::<f64>()? * 60_000.0 + seconds.parse::<f64>()? * 1000.0)
+    })
+}
+
+/// The largest memory of one launch, as the kernel counted it for its largest process.
+fn peak_kib(name: &str, command: &str, folder: &Path) -> anyhow::Result<f64> {
+    let body = format!(
+        "i=1; /usr/bin/time --format %M {command} --root {0}/state-{name} run --bundle {0} {name}-$i",
+        folder.display()
+    );
+    let script = script(name, command, folder, 0, &body);
+    let output = run_program(Command::new("unshare").args(["--mount", "sh", "-c", &script]))?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let last = text.lines().last().unwrap_or_default();
+    last.parse()
+        .with_context(|| format!("time printed {text:?}"))
+}
+
+fn bundle(folder: &Path, case: &Case) -> anyhow::Result<()> {
+    let bin = folder.join("image/bin");
     fs::create_dir_all(&bin)?;
     for entry in ["proc", "dev", "sys", "tmp"] {
-        fs::create_dir_all(folder.join("rootfs").join(entry))?;
+        fs::create_dir_all(folder.join("image").join(entry))?;
+    }
+    for place in ["rootfs", "upper", "work"] {
+        fs::create_dir_all(folder.join(place))?;
     }
     fs::copy(busybox()?, bin.join("true")).context("copy busybox")?;
     let namespaces =
@@ -105,7 +264,10 @@ fn bundle(folder: &Path, seccomp: bool) -> anyhow::Result<()> {
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"] },
     });
-    if seccomp {
+    if case.limits {
+        spec["linux"]["resources"] = json!({ "memory": { "limit": 64 << 20 }, "cpu": { "shares": 512, "quota": 50_000, "period": 100_000 }, "pids": { "limit": 50 } });
+    }
+    if case.seccomp {
         spec["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
             "syscalls": [{ "names": calls()?, "action": "SCMP_ACT_ALLOW" }] });
     }
