@@ -8,6 +8,7 @@ mod behaviour;
 #[path = "../service/lab.rs"]
 mod lab;
 mod matrix;
+mod measure;
 mod plain;
 mod scale;
 

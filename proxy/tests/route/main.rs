@@ -294,3 +294,60 @@ fn pods_reach_each_other_in_each_mode_and_stay_connected_where_the_way_stays() {
         "{left}"
     );
 }
+
+/// Megabits a second of one stream between pods of nodes 1 and 2.
+fn throughput(nodes: &[Node], port: u16) -> f64 {
+    const BYTES: usize = 400 << 20;
+    let sink = nodes[1]
+        .pod
+        .run(move || TcpListener::bind(("::", port)))
+        .expect("listen");
+    let (done, seen) = std::sync::mpsc::channel();
+    nodes[1].pod.spawn(move || {
+        let (mut stream, _) = sink.accept().expect("accept");
+        let read = std::io::copy(&mut stream, &mut std::io::sink()).expect("read");
+        let _ = done.send(read);
+    });
+    let at = SocketAddr::new(nodes[1].pod_addresses()[0], port);
+    let mut stream = nodes[0]
+        .pod
+        .run(move || TcpStream::connect(at))
+        .expect("connect");
+    let begun = Instant::now();
+    let piece = vec![0; 1 << 20];
+    for _ in 0..BYTES / piece.len() {
+        stream.write_all(&piece).expect("write");
+    }
+    drop(stream);
+    assert_eq!(seen.recv().expect("seen"), BYTES as u64);
+    BYTES as f64 * 8.0 / 1e6 / begun.elapsed().as_secs_f64()
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn measure() {
+    let (_router, nodes) = cluster();
+    let api = Api::default();
+    objects(&nodes)
+        .iter()
+        .for_each(|object| api.apply(object.clone()));
+    let _stops: Vec<_> = nodes.iter().map(|node| node.start(&api)).collect();
+    nodes
+        .iter()
+        .for_each(|node| node.wait_for(|progress| progress.synced && progress.ways == 4));
+    all_reach_all(&nodes);
+    for round in 0..3 {
+        for (mode, name) in [(Mode::Auto, "direct, over veth"), (Mode::Vxlan, "VXLAN")] {
+            for node in &nodes {
+                let before = node.progress.borrow().updates;
+                node.mode.send_replace(mode);
+                node.wait_for(|progress| progress.updates > before && progress.synced);
+            }
+            let port = 7100 + round * 2 + u16::from(mode == Mode::Vxlan);
+            println!(
+                "pod to pod on two nodes, {name}: {:.0} Mbit/s",
+                throughput(&nodes, port)
+            );
+        }
+    }
+}

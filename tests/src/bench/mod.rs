@@ -6,6 +6,7 @@
 mod cni;
 mod launch;
 mod pods;
+mod policy;
 
 pub use launch::busybox;
 
@@ -27,6 +28,9 @@ pub fn run(names: &[&str]) -> anyhow::Result<bool> {
     }
     if wanted("cni") {
         cni::run(&program).context("bench cni")?;
+    }
+    if wanted("policy") {
+        policy::run().context("bench policy")?;
     }
     Ok(true)
 }
