@@ -19,6 +19,8 @@ mod layer;
 mod pull;
 mod recipe;
 mod reference;
+#[cfg(test)]
+mod stack_tests;
 mod store;
 #[cfg(test)]
 mod tests;
