@@ -9,6 +9,7 @@ use linux::pidfd;
 use oci_spec::runtime::Spec;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -95,6 +96,8 @@ pub(crate) struct Container {
     /// Held for its lock: one command at a time changes a container.
     handle: OwnedFd,
     pub record: Record,
+    /// Found once: the mount table that tells may be long.
+    hierarchies: OnceCell<Arc<Hierarchies>>,
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
@@ -139,6 +142,7 @@ impl Container {
             dir,
             handle,
             record,
+            hierarchies: OnceCell::new(),
         })
     }
 
@@ -186,6 +190,7 @@ impl Container {
             dir,
             handle,
             record,
+            hierarchies: OnceCell::new(),
         })
     }
 
@@ -269,8 +274,15 @@ impl Container {
         if self.record.cgroup_path.is_empty() {
             return Ok(None);
         }
-        let hierarchies = Arc::new(Hierarchies::discover()?);
-        Cgroup::at(hierarchies, &self.record.cgroup_path).map(Some)
+        Cgroup::at(self.hierarchies()?, &self.record.cgroup_path).map(Some)
+    }
+
+    pub fn hierarchies(&self) -> linux::Result<Arc<Hierarchies>> {
+        if let Some(found) = self.hierarchies.get() {
+            return Ok(found.clone());
+        }
+        let found = Arc::new(Hierarchies::discover()?);
+        Ok(self.hierarchies.get_or_init(|| found).clone())
     }
 
     /// Removes the directory.

@@ -8,14 +8,13 @@ use crate::launch::{Launched, Stdio};
 use crate::plan::{LaunchResources, Rootfs, apply_resources};
 use crate::state::{Container, ProcessStat, Record, StateError, write_whole};
 use crate::{launch, plan_launch, read_status};
-use linux::cgroup::{self, Cgroup, Hierarchies};
+use linux::cgroup::{self, Cgroup};
 use linux::namespace;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 pub(super) fn create(context: &Context, args: &CreateArgs) -> Outcome {
     let mut bundle = Bundle::read(&args.bundle)?;
@@ -256,8 +255,7 @@ fn launch_into(
 
 /// The container's cgroup with its limits; `None` for a user without rights to cgroups, whose containers go without.
 fn prepare_cgroup(container: &mut Container, spec: &Spec) -> Result<Option<Cgroup>, Failure> {
-    let hierarchies = Arc::new(Hierarchies::discover()?);
-    let cgroup = Cgroup::at(hierarchies, &container.record.cgroup_path)?;
+    let cgroup = Cgroup::at(container.hierarchies()?, &container.record.cgroup_path)?;
     match cgroup.ensure() {
         Err(error)
             if namespace::in_user_namespace()
