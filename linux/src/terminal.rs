@@ -4,6 +4,7 @@ use crate::error::{Context, Error, Result};
 use crate::mount::{self, DEVPTS_MAGIC};
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::OpenptFlags;
+use rustix::termios::{OptionalActions, OutputModes};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Opens a new terminal of the devpts instance whose root `devpts` is (attached or not): the master and the slave.
@@ -45,6 +46,18 @@ pub fn resize(terminal: impl AsFd, columns: u16, rows: u16) -> Result<()> {
         ws_ypixel: 0,
     };
     rustix::termios::tcsetwinsize(terminal, size).context("resize terminal", || "")
+}
+
+/// Lets line feeds through as they are, without a carriage return before each.
+///
+/// # Errors
+/// The `ioctl`'s.
+pub fn leave_line_feeds(terminal: impl AsFd) -> Result<()> {
+    let mut settings =
+        rustix::termios::tcgetattr(&terminal).context("read terminal's settings", || "")?;
+    settings.output_modes -= OutputModes::ONLCR;
+    rustix::termios::tcsetattr(&terminal, OptionalActions::Now, &settings)
+        .context("set terminal's settings", || "")
 }
 
 /// Makes a terminal's slave this session's controlling terminal.

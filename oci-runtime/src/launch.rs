@@ -26,6 +26,9 @@ pub enum Stdio {
     Terminal {
         /// Columns and rows; absent, the spec's `consoleSize`, or the kernel's 0 by 0.
         size: Option<(u16, u16)>,
+        /// Whether line feeds leave it as they are: for a caller that relays to a terminal that makes line ends of
+        /// them itself, or to what is none.
+        relayed: bool,
     },
 }
 
@@ -146,7 +149,7 @@ impl Streams {
                 ends: [Some(stdin), Some(stdout), Some(stderr)],
                 terminal: None,
             }),
-            Stdio::Terminal { size } => {
+            Stdio::Terminal { size, relayed } => {
                 let devpts = devpts.ok_or_else(|| {
                     LaunchError::new(
                         "open terminal",
@@ -154,6 +157,9 @@ impl Streams {
                     )
                 })?;
                 let (master, slave) = terminal::open(devpts).step(|| "open terminal")?;
+                if relayed {
+                    terminal::leave_line_feeds(&master).step(|| "set up terminal")?;
+                }
                 if let Some((columns, rows)) = size.or(plan.terminal_size) {
                     terminal::resize(&master, columns, rows).step(|| "size terminal")?;
                 }

@@ -390,6 +390,7 @@ fn a_terminal_is_there_at_once() {
         &plan,
         fds,
         Stdio::Terminal {
+            relayed: false,
             size: Some((80, 25)),
         },
     )

@@ -153,7 +153,10 @@ impl Keeper {
         let mut fds = fds.into_iter();
         let plan: ExecPlan = read_plan(fds.next())?;
         let stdio = if terminal {
-            Stdio::Terminal { size }
+            Stdio::Terminal {
+                size,
+                relayed: false,
+            }
         } else {
             match (fds.next(), fds.next(), fds.next()) {
                 (Some(stdin), Some(stdout), Some(stderr)) => Stdio::Fds {
@@ -334,7 +337,14 @@ fn start_container(
     size: Option<(u16, u16)>,
 ) -> Result<(Launched, Streams), Refusal> {
     if io.terminal {
-        let mut launched = oci_runtime::launch(plan, fds, Stdio::Terminal { size })?;
+        let mut launched = oci_runtime::launch(
+            plan,
+            fds,
+            Stdio::Terminal {
+                size,
+                relayed: false,
+            },
+        )?;
         let master = launched
             .terminal
             .take()

@@ -220,7 +220,10 @@ fn launch_into(
     };
     let (plan, fds) = plan_launch(&bundle.spec, resources)?;
     let stdio = if bundle.terminal() {
-        Stdio::Terminal { size: None }
+        Stdio::Terminal {
+            size: None,
+            relayed: launching == Launching::Foreground,
+        }
     } else {
         console::own_streams()?
     };
@@ -268,8 +271,32 @@ fn prepare_cgroup(container: &mut Container, spec: &Spec) -> Result<Option<Cgrou
         }
         other => other?,
     }
+    if let Some(why) = used(&cgroup)? {
+        // It is another's: what undoes this container must not end what is in there.
+        container.record.cgroup_path.clear();
+        container.save()?;
+        return Err(Failure::other(why));
+    }
     apply_resources(&cgroup, spec)?;
     Ok(Some(cgroup))
+}
+
+/// Why a cgroup can't be this container's: it is another's, or keeps its processes from running.
+fn used(cgroup: &Cgroup) -> Result<Option<String>, Failure> {
+    let path = cgroup.path();
+    if path.trim_matches('/').is_empty() {
+        return Ok(None);
+    }
+    let count = cgroup.processes()?.len();
+    if count > 0 {
+        return Ok(Some(format!(
+            "container's cgroup is not empty: {count} process(es) found in {path}"
+        )));
+    }
+    Ok(cgroup
+        .is_frozen()
+        .unwrap_or(false)
+        .then(|| format!("container's cgroup unexpectedly frozen: {path}")))
 }
 
 fn listen(container: &Container) -> Result<OwnedFd, Failure> {

@@ -57,7 +57,10 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Outcome {
         Some(foreground::block_signals()?)
     };
     let stdio = if terminal {
-        Stdio::Terminal { size: None }
+        Stdio::Terminal {
+            size: None,
+            relayed: !args.detach,
+        }
     } else {
         console::own_streams()?
     };
@@ -163,6 +166,13 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<(), Failu
             set.insert(capability);
             Some(set)
         };
+        // What the container's processes could inherit, this one's program gets.
+        let inheritable = sets.inheritable().iter().flatten().next().is_some();
+        if inheritable {
+            let (inherited, ambient) = (add(sets.inheritable()), add(sets.ambient()));
+            sets.set_inheritable(inherited);
+            sets.set_ambient(ambient);
+        }
         let (bounding, effective) = (add(sets.bounding()), add(sets.effective()));
         let permitted = add(sets.permitted());
         sets.set_bounding(bounding);

@@ -26,9 +26,6 @@ pub(super) fn follow(
 ) -> Result<i32, Failure> {
     let _raw = master.as_ref().and_then(RawMode::enter);
     if let Some(master) = &master {
-        leave_line_ends(master);
-    }
-    if let Some(master) = &master {
         copy_size(master);
     }
     let mut master = master;
@@ -126,14 +123,6 @@ fn pass_signals(child: &OwnedFd, signals: &SignalFd, master: Option<&OwnedFd>) {
     }
 }
 
-/// The caller's terminal turns line feeds into line ends itself; done here too, what isn't a terminal would see both.
-fn leave_line_ends(master: &OwnedFd) {
-    if let Ok(mut settings) = rustix::termios::tcgetattr(master) {
-        settings.output_modes -= OutputModes::ONLCR;
-        let _ = rustix::termios::tcsetattr(master, OptionalActions::Now, &settings);
-    }
-}
-
 fn copy_size(master: &OwnedFd) {
     if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdin()) {
         let _ = terminal::resize(master, size.ws_col, size.ws_row);
@@ -148,6 +137,8 @@ impl RawMode {
         let before = rustix::termios::tcgetattr(std::io::stdin()).ok()?;
         let mut raw = before.clone();
         raw.make_raw();
+        // The container's terminal passes line feeds on: this one makes line ends of them.
+        raw.output_modes |= OutputModes::OPOST;
         rustix::termios::tcsetattr(std::io::stdin(), OptionalActions::Now, &raw).ok()?;
         Some(RawMode(before))
     }

@@ -125,3 +125,40 @@ fn an_unknown_capability_is_left_out() {
     }
     bundle.run().ok();
 }
+
+#[test]
+fn a_cgroup_with_another_container_is_refused_and_that_one_goes_on() {
+    let mut first = Bundle::new("sleep 100");
+    let path = format!("/{}-shared", first.id);
+    first.linux()["cgroupsPath"] = json!(path);
+    first.start();
+    let mut second = Bundle::new("true");
+    second.linux()["cgroupsPath"] = json!(path);
+    let ran = Ran::from(second.output(&["run", &second.id]));
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.stderr.contains("container's cgroup is not empty"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(first.state()["status"], json!("running"));
+}
+
+#[test]
+fn an_exec_with_a_capability_gets_it_ambient_if_the_container_inherits_any() {
+    let mut bundle = Bundle::new("sleep 100").with_capabilities(&["CAP_CHOWN", "CAP_SYSLOG"]);
+    bundle.process()["capabilities"]["inheritable"] = json!(["CAP_CHOWN"]);
+    bundle.process()["capabilities"]["ambient"] = json!(["CAP_CHOWN"]);
+    bundle.start();
+    let words = [
+        "exec",
+        "--cap",
+        "CAP_SYSLOG",
+        &bundle.id,
+        "grep",
+        "CapAmb",
+        "/proc/self/status",
+    ];
+    let out = Ran::from(bundle.output(&words)).ok();
+    assert!(out.contains("0000000400000001"), "{out}");
+}
