@@ -93,6 +93,16 @@ pub fn set_affinity(processors: &[usize]) -> Result<()> {
         .context("sched_setaffinity", || format!("{processors:?}"))
 }
 
+/// Lets this thread run on every processor that its cgroup allows.
+///
+/// # Errors
+/// The system call's.
+pub fn reset_affinity() -> Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    (0..rustix::thread::CpuSet::MAX_CPU).for_each(|processor| set.set(processor));
+    rustix::thread::sched_setaffinity(None, &set).context("sched_setaffinity", || "all")
+}
+
 /// Sets from which nodes this thread's memory comes: `mode` is `MPOL_*` with its flags.
 ///
 /// # Errors
@@ -105,14 +115,14 @@ pub fn set_memory_policy(mode: u32, nodes: &[usize]) -> Result<()> {
             .ok_or_else(|| Error::new("set_mempolicy", format!("node {node}"), libc::EINVAL))?;
         *word |= 1 << (node % 64);
     }
-    let bits = if nodes.is_empty() {
-        0
+    let (pointer, bits) = if nodes.is_empty() {
+        (std::ptr::null(), 0)
     } else {
-        mask.len() * 64 + 1
+        (mask.as_ptr(), mask.len() * 64 + 1)
     };
-    // SAFETY: the mask has at least the number of bits that is passed less one, as set_mempolicy counts, and lives
-    // through the call.
-    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask.as_ptr(), bits) })
+    // SAFETY: the mask is null, or has at least the number of bits that is passed less one, as set_mempolicy counts,
+    // and lives through the call.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, pointer, bits) })
         .context("set_mempolicy", || {
             format!("mode {mode:#x} nodes {nodes:?}")
         })?;

@@ -5,6 +5,7 @@ use super::hooks::RuntimeHooks;
 use super::{Context, Failure, Outcome, create};
 use crate::state::{Container, Status};
 use linux::{pidfd, signal};
+use oci_spec::runtime::LinuxNamespaceType;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -62,7 +63,7 @@ pub(super) fn kill(context: &Context, args: &KillArgs) -> Outcome {
     let number = signal::parse(&args.signal)
         .ok_or_else(|| Failure::other(format!("unknown signal {:?}", args.signal)))?;
     let container = Container::open(&context.root, &args.id)?;
-    if args.all {
+    if args.all || (number == libc::SIGKILL && !has_own_pids(&container)) {
         return kill_all(&container, number);
     }
     let Some(process) = container.process() else {
@@ -79,11 +80,25 @@ pub(super) fn kill(context: &Context, args: &KillArgs) -> Outcome {
     Ok(0)
 }
 
+/// Whether the death of the first process is that of all: it is the init of a pid namespace of the container's own.
+fn has_own_pids(container: &Container) -> bool {
+    let Ok(spec) = container.spec() else {
+        return true;
+    };
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces());
+    namespaces
+        .flatten()
+        .any(|entry| entry.typ() == LinuxNamespaceType::Pid && entry.path().is_none())
+}
+
 fn kill_all(container: &Container, number: i32) -> Outcome {
     let Some(cgroup) = container.cgroup()? else {
         return Err(Failure::other("container has no cgroup"));
     };
     if number == libc::SIGKILL {
+        if container.process().is_none() && cgroup.processes()?.is_empty() {
+            return Err(Failure::other("container not running"));
+        }
         cgroup.kill()?;
         return Ok(0);
     }

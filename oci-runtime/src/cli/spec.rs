@@ -14,22 +14,30 @@ pub(super) fn spec(bundle: Option<&Path>, rootless: bool) -> Outcome {
             path.display()
         )));
     }
-    let text = serde_json::to_string_pretty(&example(rootless))
+    let text = serde_json::to_string_pretty(&example(rootless, is_unified()))
         .map_err(|error| Failure::other(error.to_string()))?;
     std::fs::write(&path, text + "\n")
         .map_err(|error| Failure::other(format!("write {}: {error}", path.display())))?;
     Ok(0)
 }
 
-fn example(rootless: bool) -> serde_json::Value {
+fn is_unified() -> bool {
+    linux::cgroup::Hierarchies::discover()
+        .is_ok_and(|hierarchies| hierarchies.layout() == linux::cgroup::Layout::Unified)
+}
+
+fn example(rootless: bool, unified: bool) -> serde_json::Value {
     let capabilities = json!(["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     let mut namespaces = vec![
         json!({"type": "pid"}),
         json!({"type": "ipc"}),
         json!({"type": "uts"}),
         json!({"type": "mount"}),
-        json!({"type": "cgroup"}),
     ];
+    // As runc: on v1 many programs expect the host's paths.
+    if unified {
+        namespaces.push(json!({"type": "cgroup"}));
+    }
     let mut linux = json!({
         "resources": {"devices": [{"allow": false, "access": "rwm"}]},
         "maskedPaths": ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",

@@ -52,6 +52,7 @@ fn attach(
     if let MountSource::Link(to) = &entry.source {
         return link(entry, to, root).map(|()| None);
     }
+    let covered = covered_mode(entry, root);
     let mut target = path::ensure_in_root(root, &entry.destination, entry.target)
         .step(|| step("(mount point)"))?;
     let (mounted, name) = match &entry.source {
@@ -71,6 +72,10 @@ fn attach(
         } => {
             let hold_back = if *copy_up { attr::RDONLY } else { 0 };
             let attributes = entry.attributes.set & !hold_back;
+            let options = match covered {
+                Some(mode) => &[options.as_slice(), &[("mode".to_owned(), Some(mode))]].concat(),
+                None => options,
+            };
             let made = mount::new_file_system(kind, source.as_deref(), options, attributes)
                 .step(|| step(kind))?;
             if *copy_up {
@@ -104,6 +109,18 @@ fn attach(
     mount::set_attributes(&mounted, false, &change).step(|| step(name))?;
     mount::set_attributes(&mounted, true, &entry.recursive_attributes).step(|| step(name))?;
     Ok(Some(mounted))
+}
+
+/// A tmpfs without a mode of its own has that of the directory that it covers; the kernel's 1777 where there is none.
+fn covered_mode(entry: &MountPlan, root: BorrowedFd<'_>) -> Option<String> {
+    match &entry.source {
+        MountSource::FileSystem { kind, options, .. }
+            if kind == "tmpfs" && !options.iter().any(|(key, _)| key == "mode") => {}
+        _ => return None,
+    }
+    let covered = path::open_in_root(root, &entry.destination, OFlags::PATH).ok()?;
+    let mode = rustix::fs::fstat(&covered).ok()?.st_mode & 0o7777;
+    Some(format!("{mode:o}"))
 }
 
 fn set_attributes(entry: &MountPlan, mounted: impl AsFd) -> Result<(), LaunchError> {

@@ -19,6 +19,9 @@ use std::path::Path;
 pub(crate) fn set_limits(plan: &ProcessPlan) -> Result<(), LaunchError> {
     if let Some(processors) = &plan.scheduling.initial_affinity {
         scheduling::set_affinity(processors).step(|| "set initial CPU affinity")?;
+    } else {
+        // The launching process's own is no limit on what it launches.
+        scheduling::reset_affinity().step(|| "reset CPU affinity")?;
     }
     if let Some(value) = plan.oom_score_adj {
         set_oom_score_adj(value)?;

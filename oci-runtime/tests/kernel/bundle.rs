@@ -55,6 +55,10 @@ impl Bundle {
         bundle.config["process"]["terminal"] = json!(false);
         bundle.config["process"]["args"] = json!(["sh", "-c", script]);
         bundle.config["root"]["readonly"] = json!(false);
+        let namespaces = bundle.linux()["namespaces"].as_array_mut().unwrap();
+        if !namespaces.contains(&json!({"type": "cgroup"})) {
+            namespaces.push(json!({"type": "cgroup"}));
+        }
         bundle
     }
 
@@ -122,6 +126,12 @@ impl Bundle {
 
     /// Creates and starts the container in the background.
     pub fn start(&self) {
+        self.create();
+        self.must(&["start", &self.id]);
+    }
+
+    /// Creates the container, which waits for its start.
+    pub fn create(&self) {
         // Into files: a pipe would be held open by the container.
         let file = || std::fs::File::create(self.path("output")).unwrap();
         let status = self
@@ -135,7 +145,6 @@ impl Bundle {
             "create: {}",
             std::fs::read_to_string(self.path("output")).unwrap()
         );
-        self.must(&["start", &self.id]);
     }
 
     /// A command that must succeed; its output.

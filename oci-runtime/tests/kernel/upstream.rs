@@ -162,3 +162,62 @@ fn an_exec_with_a_capability_gets_it_ambient_if_the_container_inherits_any() {
     let out = Ran::from(bundle.output(&words)).ok();
     assert!(out.contains("0000000400000001"), "{out}");
 }
+
+#[test]
+fn a_signal_ends_a_container_that_waits_for_start() {
+    let bundle = Bundle::new("true");
+    bundle.create();
+    Ran::from(bundle.output(&["kill", &bundle.id, "TERM"])).ok();
+    bundle.wait_status("stopped");
+}
+
+#[test]
+fn a_tmpfs_without_a_mode_has_that_of_what_it_covers() {
+    let mut bundle = Bundle::new("stat -c %a /covered /fresh /own");
+    std::fs::create_dir(bundle.path("rootfs/covered")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o710);
+    std::fs::set_permissions(bundle.path("rootfs/covered"), mode).unwrap();
+    for (destination, options) in [
+        ("/covered", json!([])),
+        ("/fresh", json!([])),
+        ("/own", json!(["mode=1500"])),
+    ] {
+        bundle.add_mount(json!({"destination": destination, "type": "tmpfs", "source": "tmpfs", "options": options}));
+    }
+    assert_eq!(bundle.run().ok(), "710\n1777\n1500\n");
+}
+
+#[test]
+fn the_launching_processs_affinity_is_not_the_containers() {
+    let bundle = Bundle::new("grep Cpus_allowed_list /proc/self/status");
+    let free = bundle.run().ok();
+    let words = ["--cpu-list", "0", crate::bundle::runtime(), "--root"];
+    let output = std::process::Command::new("taskset")
+        .args(words)
+        .arg(bundle.state_root())
+        .args(["run", "-b"])
+        .arg(bundle.path(""))
+        .arg(&bundle.id)
+        .output()
+        .unwrap();
+    assert_eq!(Ran::from(output).ok(), free);
+}
+
+#[test]
+fn a_kill_ends_all_of_a_container_without_a_pid_namespace() {
+    let mut bundle = Bundle::new("sleep 100 & sleep 100");
+    let namespaces = bundle.linux()["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|entry| entry["type"] != "pid");
+    bundle.start();
+    Ran::from(bundle.output(&["kill", &bundle.id, "KILL"])).ok();
+    bundle.wait_status("stopped");
+    let left = Ran::from(bundle.output(&["ps", "--format", "json", &bundle.id])).ok();
+    assert_eq!(left, "[]\n");
+}
+
+#[test]
+fn a_default_memory_policy_needs_no_nodes() {
+    let mut bundle = Bundle::new("true");
+    bundle.linux()["memoryPolicy"] = json!({"mode": "MPOL_DEFAULT"});
+    bundle.run().ok();
+}
