@@ -2,10 +2,12 @@
 
 mod file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 pub use file::Error as FileError;
 
@@ -59,6 +61,8 @@ pub struct Config {
     pub drain_on_shutdown: bool,
     /// The longest that a drain waits for a pod's own grace period.
     pub drain_grace: Duration,
+    /// The addresses to which the node's service proxy sends, where it tells: a pod that is to stop is let go of first.
+    pub served: Option<watch::Receiver<BTreeSet<IpAddr>>>,
 }
 
 /// The kubelet's HTTPS API.
@@ -113,6 +117,7 @@ impl Config {
             lease_renewal: Duration::from_secs(10),
             drain_on_shutdown: false,
             drain_grace: Duration::from_secs(2),
+            served: None,
         }
     }
 

@@ -41,7 +41,7 @@ pub enum Command {
     /// Run the CRI server alone.
     Cri(Cri),
     /// Run the service proxy alone.
-    Proxy(Proxy),
+    Proxy(Box<Proxy>),
     /// Import, list and remove images.
     #[command(subcommand)]
     Image(Image),
@@ -258,21 +258,14 @@ pub struct Cri {
 /// `orlop proxy`
 #[derive(Args, Clone, Debug)]
 pub struct Proxy {
-    /// How to reach the API server, and as whom.
-    #[arg(long, value_name = "FILE", required_unless_present = "cleanup")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Addresses of the cluster's pods, which are not masqueraded.
-    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
-    pub cluster_cidr: Vec<IpNet>,
-    /// Name of this node; the host's name if not given.
-    #[arg(long, value_name = "NAME")]
-    pub hostname_override: Option<String>,
+    #[command(flatten)]
+    pub flags: proxy::kube_proxy::Flags,
     /// Enforce NetworkPolicies too, which kube-proxy leaves to others.
     #[arg(long)]
     pub network_policy: bool,
-    /// Remove all rules, and end.
+    /// Remove the rules that a kube-proxy left on this node, in any of its modes, and end; beside --cleanup, both.
     #[arg(long)]
-    pub cleanup: bool,
+    pub cleanup_kube_proxy: bool,
 }
 
 /// Which CRI server is asked.

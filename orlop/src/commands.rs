@@ -23,7 +23,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Node(options) => block_on(whole_node(options)),
         Command::Kubelet(options) => block_on(kubelet(options)),
         Command::Cri(options) => block_on(cri(options)),
-        Command::Proxy(options) => block_on(proxy(options)),
+        Command::Proxy(options) => block_on(proxy(*options)),
         Command::Image(command) => block_on(image::run(command)),
         Command::Status(options) => block_on(status::run(options)),
         Command::Cni(command) => cni(command),
@@ -204,19 +204,29 @@ async fn cri(options: cli::Cri) -> anyhow::Result<()> {
 }
 
 async fn proxy(options: cli::Proxy) -> anyhow::Result<()> {
-    if options.cleanup {
-        proxy::policy::cleanup().context("remove the network policies' rules")?;
-        return proxy::cleanup().context("remove the service rules");
+    if options.flags.cleanup || options.cleanup_kube_proxy {
+        return remove_rules(&options);
     }
-    let kubeconfig = options.kubeconfig.context("--kubeconfig is needed")?;
-    let name = options
-        .hostname_override
-        .map_or_else(address::host_name, Ok)?;
-    let config = node::proxy_config(&name, &options.cluster_cidr);
-    let client = node::client(&kubeconfig).await?;
+    let host_name = address::host_name()?;
+    let loaded = options.flags.load(&host_name)?;
+    let client = match &loaded.kubeconfig {
+        Some(kubeconfig) => node::client(kubeconfig).await?,
+        None => node::in_cluster_client().context(
+            "no --kubeconfig, no clientConnection.kubeconfig in --config, and no service account of a pod",
+        )?,
+    };
+    if options.flags.dump {
+        let text = proxy::dump(&loaded.config, &client).await;
+        print!("{}", text.context("read Services from the API server")?);
+        return Ok(());
+    }
     let policy = options
         .network_policy
-        .then(|| proxy::policy::Config::new(&name));
+        .then(|| proxy::policy::Config::new(&loaded.config.node_name));
+    let mut config = loaded.config;
+    config
+        .bridge
+        .get_or_insert_with(|| cri_shim::cni::DEFAULT_BRIDGE.to_owned());
     until_signal(async |stop| {
         let services = async {
             proxy::run(config, client.clone(), stop.clone())
@@ -234,6 +244,17 @@ async fn proxy(options: cli::Proxy) -> anyhow::Result<()> {
         tokio::try_join!(services, policies).map(|_| ())
     })
     .await
+}
+
+fn remove_rules(options: &cli::Proxy) -> anyhow::Result<()> {
+    if options.flags.cleanup {
+        proxy::policy::cleanup().context("remove the network policies' rules")?;
+        proxy::cleanup().context("remove the service rules")?;
+    }
+    if options.cleanup_kube_proxy {
+        proxy::cleanup_kube_proxy().context("remove kube-proxy's rules")?;
+    }
+    Ok(())
 }
 
 fn cni(command: cli::Cni) -> anyhow::Result<()> {

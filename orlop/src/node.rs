@@ -178,10 +178,12 @@ impl Node {
         let policy = Part::start("network policy", |stop| {
             proxy::policy::run(policy_config, policy_client, stop)
         });
+        let served = proxy_config.local_endpoints();
         let proxy = Part::start("service proxy", |stop| {
             proxy::run(proxy_config, clients.proxy, stop)
         });
-        let kubelet_config = kubelet_config(config);
+        let mut kubelet_config = kubelet_config(config);
+        kubelet_config.served = Some(served);
         let kubelet = Part::start("kubelet", |stop| {
             kubelet::run(kubelet_config, clients.kubelet, stop)
         });
@@ -289,6 +291,11 @@ pub fn proxy_config(node_name: &str, cluster_cidrs: &[IpNet]) -> proxy::Config {
         bridge: Some(cri_shim::cni::DEFAULT_BRIDGE.to_owned()),
         ..proxy::Config::new(node_name, cluster_cidrs.to_vec())
     }
+}
+
+/// A client with a pod's service account.
+pub fn in_cluster_client() -> anyhow::Result<Client> {
+    Ok(Client::try_from(kube::Config::incluster()?)?)
 }
 
 /// A client from a kubeconfig file.

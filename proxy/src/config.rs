@@ -135,7 +135,8 @@ impl Config {
         self.progress.subscribe()
     }
 
-    /// Follows which of this node's pods get traffic from its rules. A kubelet that waits, within bounds, until a pod
+    /// Follows which of this node's pods get traffic from its rules, but for those that get it only because all
+    /// endpoints terminate. A kubelet that waits, within bounds, until a pod
     /// that is to stop isn't among them any more, stops no pod in the middle of a request that the node sent it.
     pub fn local_endpoints(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
         self.local_endpoints.subscribe()

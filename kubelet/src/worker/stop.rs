@@ -1,11 +1,14 @@
 //! Stopping: one container, a pod that has ended, and a pod that is to go for good.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Preconditions};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::start::log_link;
@@ -21,6 +24,8 @@ use crate::volumes;
 
 /// What a container gets after its hook used up the grace period.
 const LEAST_GRACE: i64 = 2;
+/// How long a pod that is to stop waits until the node's rules have let go of it.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the last status may take to be written.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -88,6 +93,7 @@ impl Worker {
         self.probes.retain(|_| false);
         let pod = self.desired.borrow().pod.clone();
         self.kills.abort_all();
+        self.leave_services(&pod).await;
         self.stop_with_grace(&pod).await;
         self.sandbox_calls.close();
         self.sandbox_calls.wait().await;
@@ -110,6 +116,33 @@ impl Worker {
             self.delete_from_api(&pod).await;
         }
         self.forget();
+    }
+
+    /// Waits, within bounds, until the node's rules send nothing to the pod any more: a request that came a moment ago
+    /// still finds its program.
+    async fn leave_services(&self, pod: &Pod) {
+        let grace = self
+            .desired
+            .borrow()
+            .stop
+            .as_ref()
+            .map_or(0, |stop| stop.grace_seconds);
+        let (Some(served), false, true) = (
+            self.shared.config.served.clone(),
+            pod.host_network(),
+            grace > 1,
+        ) else {
+            return;
+        };
+        let runtime = self.runtime(pod);
+        let Some(sandbox) = runtime.ready_sandbox() else {
+            return;
+        };
+        let mut shorter = self.desired.clone();
+        tokio::select! {
+            () = until_left(served, sandbox.ips.clone(), LEAVE_PATIENCE) => {}
+            _ = shorter.wait_for(|d| d.stop.as_ref().is_some_and(|s| s.grace_seconds < grace)) => {}
+        }
     }
 
     /// Stops everything; a grace period that is shortened meanwhile counts at once.
@@ -339,6 +372,17 @@ pub(crate) async fn remove_container(
     Ok(())
 }
 
+/// Waits until none of `addresses` is among those served, `patience` at most.
+async fn until_left(
+    mut served: watch::Receiver<BTreeSet<IpAddr>>,
+    addresses: Vec<IpAddr>,
+    patience: Duration,
+) {
+    let left = served.wait_for(|served| addresses.iter().all(|ip| !served.contains(ip)));
+    // A proxy that ended tells nothing any more; nor is there a need to wait for it then.
+    let _ = tokio::time::timeout(patience, left).await;
+}
+
 fn first_time(pre_stopped: &std::sync::Mutex<std::collections::HashSet<String>>, id: &str) -> bool {
     pre_stopped
         .lock()
@@ -393,5 +437,25 @@ async fn stop_container(
     {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pod_waits_until_its_address_is_served_no_more_and_not_for_ever() {
+        const LONG: Duration = Duration::from_secs(3600);
+        let [mine, other]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
+        let (sender, served) = watch::channel(BTreeSet::from([mine, other]));
+        let waiting = tokio::spawn(until_left(served.clone(), vec![mine], LONG));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        sender.send_replace(BTreeSet::from([other]));
+        waiting.await.unwrap();
+        until_left(served.clone(), vec![other], Duration::from_millis(1)).await;
+        drop(sender);
+        until_left(served, vec![other], LONG).await;
     }
 }

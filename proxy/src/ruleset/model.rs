@@ -48,7 +48,7 @@ pub struct Model {
     services: HashMap<ServiceName, Programmed>,
     /// Entries that several Services may need.
     shared: HashMap<(SetName, IpAddr), u32>,
-    /// Endpoints on this node that get traffic, and from how many ports.
+    /// Endpoints on this node that get traffic not only for want of better, and from how many ports.
     local_addresses: HashMap<IpAddr, u32>,
     claims: HashMap<Claim, Claimants>,
     list_numbers: HashSet<u32>,

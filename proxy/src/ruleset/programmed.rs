@@ -163,9 +163,9 @@ impl PortState {
         !port.internal_local || !port.external.is_empty() || port.node_port.is_some()
     }
 
-    /// The endpoints on this node that get traffic.
+    /// The endpoints on this node that get traffic and will lose it when they terminate.
     pub(super) fn local_addresses(&self) -> BTreeSet<IpAddr> {
-        if self.port.on_node.is_empty() {
+        if self.port.on_node.is_empty() || self.port.draining {
             return BTreeSet::new();
         }
         let filled = self.lists().flat_map(|list| list.slots.filled());

@@ -45,6 +45,8 @@ pub struct Chosen {
     pub local: Vec<SocketAddr>,
     /// Whether there is any endpoint anywhere: without one, packets are refused.
     pub any: bool,
+    /// Whether what terminates is used for want of better.
+    pub draining: bool,
 }
 
 /// Narrows the endpoints of a port to those that get traffic.
@@ -67,6 +69,7 @@ pub fn choose(candidates: &[Candidate], node: &NodeFacts) -> Chosen {
     };
     Chosen {
         any: !all.is_empty(),
+        draining: all.iter().all(|c| !c.ready),
         cluster: sorted(all.iter().filter(near).map(|c| c.address).collect()),
         local: sorted(local.iter().map(|c| c.address).collect()),
     }

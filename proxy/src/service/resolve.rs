@@ -53,6 +53,8 @@ pub struct ServicePort {
     pub on_node: Vec<IpAddr>,
     /// Whether any endpoint exists: without one, packets are refused.
     pub any: bool,
+    /// Whether its endpoints all terminate, and are used for want of better.
+    pub draining: bool,
 }
 
 /// What this node does for one Service.
@@ -166,6 +168,7 @@ fn resolve_port<'a>(
         },
         on_node: on_node.into_iter().collect(),
         any: chosen.any,
+        draining: chosen.draining,
     }
 }
 

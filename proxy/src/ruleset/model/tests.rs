@@ -25,6 +25,7 @@ fn port(cluster_ip: [u8; 4], endpoints: &[u16]) -> ServicePort {
         internal_local: false,
         external_local: false,
         any: !cluster.is_empty(),
+        draining: false,
         on_node: cluster.iter().map(SocketAddr::ip).collect(),
         cluster,
         local: Vec::new(),
