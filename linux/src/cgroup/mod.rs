@@ -340,13 +340,20 @@ impl Cgroup {
         self.write_freezer(false)
     }
 
-    /// Whether it is frozen or freezing by its own freezer.
+    /// Whether it is frozen or freezing by its own freezer; on a hybrid host by either, since others use v1's.
     ///
     /// # Errors
     /// The read's.
     pub fn is_frozen(&self) -> Result<bool> {
         match (self.unified_dir(), self.v1_dir("freezer")) {
-            (Some(dir), _) => read_trimmed(&dir.join("cgroup.freeze")).map(|text| text == "1"),
+            (Some(dir), v1) => {
+                let frozen = |path: PathBuf| read_trimmed(&path).map(|text| text == "1");
+                Ok(frozen(dir.join("cgroup.freeze"))?
+                    || match v1 {
+                        Some(v1) => frozen(v1.join("freezer.self_freezing"))?,
+                        None => false,
+                    })
+            }
             (None, Some(dir)) => {
                 read_trimmed(&dir.join("freezer.state")).map(|text| text != "THAWED")
             }
@@ -356,7 +363,10 @@ impl Cgroup {
 
     fn write_freezer(&self, frozen: bool) -> Result<()> {
         match (self.unified_dir(), self.v1_dir("freezer")) {
-            (Some(dir), _) => {
+            (Some(dir), v1) => {
+                if let (false, Some(v1)) = (frozen, v1) {
+                    write_file(&v1.join("freezer.state"), "THAWED")?;
+                }
                 write_file(&dir.join("cgroup.freeze"), if frozen { "1" } else { "0" })
             }
             (None, Some(dir)) => write_file(

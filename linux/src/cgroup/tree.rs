@@ -88,7 +88,13 @@ pub(super) fn ensure_v1(mount: &Path, dir: &Path, cpuset: bool) -> Result<()> {
             if read_trimmed(&own)?.is_empty()
                 && let Some(parent) = dir.parent()
             {
-                write_file(&own, &read_trimmed(&parent.join(file))?)?;
+                let mut given = read_trimmed(&parent.join(file))?;
+                // Somebody made the parent and left it so.
+                if given.is_empty() {
+                    ensure_v1(mount, parent, cpuset)?;
+                    given = read_trimmed(&parent.join(file))?;
+                }
+                write_file(&own, &given)?;
             }
         }
     }

@@ -208,6 +208,8 @@ fn restrict(plan: &ProcessPlan, early: &Early<'_>) -> Result<(), LaunchError> {
         "",
         "SELinux label",
     )?;
+    // Before the filter, which need not know a call that is as new as this.
+    process::close_on_exec_from(3 + plan.preserve_fds).step(|| "close descriptors")?;
     if plan.no_new_privs {
         credential::set_no_new_privs().step(|| "set no_new_privs")?;
     } else {
@@ -222,7 +224,6 @@ fn restrict(plan: &ProcessPlan, early: &Early<'_>) -> Result<(), LaunchError> {
     enter_cwd(&plan.cwd)?;
     capability::set(&plan.capabilities).step(|| "set capabilities")?;
     capability::set_ambient(plan.capabilities.ambient).step(|| "set ambient capabilities")?;
-    process::close_on_exec_from(3 + plan.preserve_fds).step(|| "close descriptors")?;
     if plan.no_new_privs {
         load_seccomp(plan, early)?;
     }

@@ -221,3 +221,61 @@ fn a_default_memory_policy_needs_no_nodes() {
     bundle.linux()["memoryPolicy"] = json!({"mode": "MPOL_DEFAULT"});
     bundle.run().ok();
 }
+
+#[test]
+fn a_profile_that_does_not_know_close_range_keeps_no_container_from_running() {
+    let mut bundle = Bundle::new("true");
+    bundle.process()["noNewPrivileges"] = json!(false);
+    bundle.linux()["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["close_range"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS}
+    ]});
+    bundle.run().ok();
+}
+
+#[test]
+fn a_cgroup_below_one_that_somebody_else_made_takes_a_container() {
+    let v1 = std::path::Path::new("/sys/fs/cgroup/cpuset");
+    let hierarchy = if v1.exists() {
+        v1
+    } else {
+        std::path::Path::new("/sys/fs/cgroup")
+    };
+    let mut bundle = Bundle::new("true");
+    let parent = format!("{}-pod", bundle.id);
+    std::fs::create_dir(hierarchy.join(&parent)).unwrap();
+    bundle.linux()["cgroupsPath"] = json!(format!("/{parent}/{}", bundle.id));
+    let ran = bundle.run();
+    drop(bundle);
+    let _ = std::fs::remove_dir(hierarchy.join(&parent));
+    for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let _ = std::fs::remove_dir(controller.path().join(&parent));
+    }
+    ran.ok();
+}
+
+#[test]
+fn a_cgroup_that_somebody_froze_is_refused() {
+    let mut bundle = Bundle::new("true");
+    let name = format!("{}-frozen", bundle.id);
+    let v1 = std::path::Path::new("/sys/fs/cgroup/freezer");
+    let (hierarchy, file, frozen, thawed) = if v1.exists() {
+        (v1, "freezer.state", "FROZEN", "THAWED")
+    } else {
+        let v2 = std::path::Path::new("/sys/fs/cgroup");
+        (v2, "cgroup.freeze", "1", "0")
+    };
+    let dir = hierarchy.join(&name);
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join(file), frozen).unwrap();
+    bundle.linux()["cgroupsPath"] = json!(format!("/{name}"));
+    let ran = Ran::from(bundle.output(&["run", &bundle.id]));
+    std::fs::write(dir.join(file), thawed).unwrap();
+    drop(bundle);
+    let _ = std::fs::remove_dir(&dir);
+    for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let _ = std::fs::remove_dir(controller.path().join(&name));
+    }
+    assert_eq!(ran.code, 1);
+    let told = "container's cgroup unexpectedly frozen";
+    assert!(ran.stderr.contains(told), "{}", ran.stderr);
+}
