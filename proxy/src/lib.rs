@@ -23,6 +23,7 @@ mod serving;
 mod source;
 mod sysctl;
 mod table;
+mod thread;
 mod worker;
 
 pub use config::{Config, ConntrackSettings, DetectLocal, NodePortAddresses, Progress};
@@ -30,6 +31,7 @@ pub use dump::dump;
 
 use crate::service::object::{EndpointSlice, Node, Service};
 use crate::source::follow;
+use crate::thread::{Ended, Thread};
 use crate::worker::Worker;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +47,12 @@ pub enum Error {
     /// The thread that makes the rules ended of itself.
     #[error("the thread that makes the rules ended")]
     WorkerEnded,
+}
+
+impl From<Ended> for Error {
+    fn from(_: Ended) -> Self {
+        Error::WorkerEnded
+    }
 }
 
 /// Runs the proxy in this network namespace until `shutdown`. The rules stay when it ends, unless
@@ -69,19 +77,12 @@ pub async fn run(
         failures,
     ));
     serve(&mut tasks, &config, &health, &metrics);
-    let (ended, worker_end) = tokio::sync::oneshot::channel();
-    // A thread of its own: it sleeps in the kernel while a transaction is made.
-    std::thread::Builder::new()
-        .name("service-rules".into())
-        .spawn(move || {
-            let result = Worker::new(config, health, metrics, events).and_then(|mut worker| {
-                let result = worker.run(&receiver);
-                worker.clean_up();
-                result
-            });
-            let _ = ended.send(result);
-        })
-        .map_err(|_| Error::WorkerEnded)?;
+    let worker = Thread::start("service-rules", move || {
+        let mut worker = Worker::new(config, health, metrics, events)?;
+        let result = worker.run(&receiver);
+        worker.clean_up();
+        Ok(result?)
+    })?;
     tasks.spawn(follow::<Node>(
         client.clone(),
         source::node(&node_name),
@@ -100,17 +101,7 @@ pub async fn run(
         node_name.clone(),
         updates,
     ));
-    let mut worker_end = std::pin::pin!(worker_end);
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        result = &mut worker_end => {
-            result.map_err(|_| Error::WorkerEnded)??;
-            return Err(Error::WorkerEnded);
-        }
-    }
-    // Without senders the worker ends.
-    tasks.shutdown().await;
-    Ok(worker_end.await.map_err(|_| Error::WorkerEnded)??)
+    worker.run(tasks, shutdown).await
 }
 
 /// Starts what the proxy serves over HTTP.

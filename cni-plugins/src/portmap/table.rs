@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use linux::nftables::{
     ADDRESS_TYPE_LOCAL, Batch, BatchError, Chain, ChainKind, Compare, Element, ElementDump, Family,
-    Field, Hook, Rule, Set, Socket, Table, ct_status,
+    Field, Hook, Rule, Set, Socket, Table, address_bytes, ct_status,
 };
 
 use super::config::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, Mapping};
@@ -64,14 +64,14 @@ impl Forward {
         let mut key = Vec::new();
         let map = match self.host_ip {
             Some(ip) => {
-                key.extend(octets(ip));
+                key.extend(address_bytes(ip));
                 ADDRESS_PORTS
             }
             None => PORTS,
         };
         key.extend([self.protocol, 0, 0, 0]);
         key.extend(padded_port(self.host_port));
-        let mut value = octets(self.container.ip());
+        let mut value = address_bytes(self.container.ip());
         value.extend(padded_port(self.container.port()));
         (map, key, value)
     }
@@ -79,17 +79,17 @@ impl Forward {
     fn turn(&self, bridge: &str) -> Vec<u8> {
         let name = name_key(bridge);
         let mut key = [name, name].concat();
-        key.extend(octets(self.container.ip()));
+        key.extend(address_bytes(self.container.ip()));
         key.extend([self.protocol, 0, 0, 0]);
         key.extend(padded_port(self.container.port()));
         key
     }
 
     fn hairpins(&self) -> Vec<Vec<u8>> {
-        let own = octets(self.container.ip());
+        let own = address_bytes(self.container.ip());
         let mut pairs = vec![[own.clone(), own.clone()].concat()];
         if self.container.is_ipv4() {
-            pairs.push([octets(Ipv4Addr::LOCALHOST.into()), own].concat());
+            pairs.push([address_bytes(Ipv4Addr::LOCALHOST.into()), own].concat());
         }
         pairs
     }
@@ -334,13 +334,6 @@ pub(super) fn forget_old_flows(socket: &mut Socket, forwards: &[Forward]) -> Res
         }
     }
     Ok(())
-}
-
-fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
 }
 
 fn padded_port(port: u16) -> [u8; 4] {

@@ -45,6 +45,7 @@ pub(crate) use socket::Collect;
 pub use socket::Socket;
 
 use std::fmt;
+use std::net::IpAddr;
 
 /// A table's family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,6 +62,14 @@ pub enum Family {
 }
 
 impl Family {
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Family {
+        match address {
+            IpAddr::V4(_) => Family::Ip,
+            IpAddr::V6(_) => Family::Ip6,
+        }
+    }
+
     fn from_number(number: u8) -> Option<Family> {
         [Family::Inet, Family::Ip, Family::Bridge, Family::Ip6]
             .into_iter()
@@ -76,6 +85,14 @@ impl fmt::Display for Family {
             Family::Bridge => "bridge",
             Family::Ip6 => "ip6",
         })
+    }
+}
+
+/// An address as keys and values hold it: in network order.
+pub fn address_bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
     }
 }
 

@@ -120,10 +120,7 @@ impl Rule {
 
     /// An address is in the network `address/prefix` (or isn't). The field's family and the address's must agree.
     pub fn in_network(self, field: Field, compare: Compare, address: IpAddr, prefix: u8) -> Rule {
-        let bytes = match address {
-            IpAddr::V4(address) => address.octets().to_vec(),
-            IpAddr::V6(address) => address.octets().to_vec(),
-        };
+        let bytes = super::address_bytes(address);
         let mask: Vec<u8> = (0..bytes.len())
             .map(|at| !(255u16 >> usize::from(prefix).saturating_sub(at * 8).min(8)) as u8)
             .collect();

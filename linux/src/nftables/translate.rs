@@ -64,10 +64,8 @@ impl Rule {
     }
 
     fn nat_to(self, source: bool, address: IpAddr, port: Option<u16>) -> Rule {
-        let (value, family) = match address {
-            IpAddr::V4(address) => (address.octets().to_vec(), 2),
-            IpAddr::V6(address) => (address.octets().to_vec(), 10),
-        };
+        let value = super::address_bytes(address);
+        let (_, family, _) = nat_family(Family::of(address));
         let mut text = format!("{} to ", if source { "snat" } else { "dnat" });
         let _ = match (address, port) {
             (IpAddr::V6(address), Some(port)) => write!(text, "[{address}]:{port}"),

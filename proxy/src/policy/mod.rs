@@ -21,6 +21,7 @@ pub use source::Change;
 pub use table::TABLE;
 
 use crate::source::follow;
+use crate::thread::{Ended, Thread};
 use linux::nftables::{Batch, BatchError, Family, Socket};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -89,6 +90,12 @@ pub enum Error {
     WorkerEnded,
 }
 
+impl From<Ended> for Error {
+    fn from(_: Ended) -> Self {
+        Error::WorkerEnded
+    }
+}
+
 /// Enforces the policies in this network namespace until `shutdown`. The rules stay when it ends: what was isolated
 /// stays isolated until the next start replaces the rules in one transaction.
 ///
@@ -101,18 +108,11 @@ pub async fn run(
 ) -> Result<(), Error> {
     let (news, receiver) = std::sync::mpsc::channel();
     let (want_pods, pods_wanted) = tokio::sync::oneshot::channel();
-    let (ended, mut worker_end) = tokio::sync::oneshot::channel();
     let node = config.node_name.clone();
-    // A thread of its own: it sleeps in the kernel while a transaction is made.
-    std::thread::Builder::new()
-        .name("policy-rules".into())
-        .spawn(move || {
-            let result = worker::Worker::new(config, want_pods).map(|mut worker| {
-                worker.run(&receiver);
-            });
-            let _ = ended.send(result);
-        })
-        .map_err(|_| Error::WorkerEnded)?;
+    let worker = Thread::start("policy-rules", move || {
+        worker::Worker::new(config, want_pods)?.run(&receiver);
+        Ok(())
+    })?;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follow::<object::NetworkPolicy>(
         client.clone(),
@@ -134,16 +134,7 @@ pub async fn run(
             follow::<object::Namespace>(client, source::NAMESPACES.to_owned(), node, news),
         );
     });
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        result = &mut worker_end => {
-            result.map_err(|_| Error::WorkerEnded)??;
-            return Err(Error::WorkerEnded);
-        }
-    }
-    // Without senders the worker ends.
-    tasks.shutdown().await;
-    worker_end.await.map_err(|_| Error::WorkerEnded)?
+    worker.run(tasks, shutdown).await
 }
 
 /// Deletes the policies' rules in this network namespace; none there is no error.

@@ -8,7 +8,7 @@ use super::facts::{Direction, PolicyFacts};
 use super::model::{Difference, Element as PodElement, Isolation, Model, PodSet};
 use linux::nftables::{
     Batch, Chain, ChainKind, Element, ElementValue, Family, Field, Hook, Rule, Set, Table, Verdict,
-    ct_state,
+    address_bytes, ct_state,
 };
 use std::net::IpAddr;
 
@@ -50,21 +50,6 @@ fn own_field(family: Family, direction: Direction) -> Field {
 
 fn table(family: Family) -> Table {
     Table::new(family, TABLE)
-}
-
-fn family_of(address: IpAddr) -> Family {
-    if address.is_ipv6() {
-        Family::Ip6
-    } else {
-        Family::Ip
-    }
-}
-
-fn bytes(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
 }
 
 /// Deletes the tables.
@@ -224,12 +209,12 @@ impl<'a> Writer<'a> {
 
     /// Brings an address's chains from one isolation to another.
     fn set_address(&mut self, model: &Model, address: IpAddr, before: &Isolation, now: &Isolation) {
-        if family_of(address) != self.family {
+        if Family::of(address) != self.family {
             return;
         }
         let nothing = Isolation::default();
         if (*before == nothing) != (*now == nothing) {
-            let pair = [bytes(address), bytes(address)].concat();
+            let pair = [address_bytes(address), address_bytes(address)].concat();
             self.put(ITSELF, &Element::key(&pair), *before == nothing);
         }
         for direction in Direction::BOTH {
@@ -239,7 +224,7 @@ impl<'a> Writer<'a> {
             }
             let chain = address_chain(address, direction);
             let leads = Verdict::Goto(chain.clone());
-            let key = bytes(address);
+            let key = address_bytes(address);
             let element = Element {
                 value: Some(ElementValue::Verdict(&leads)),
                 ..Element::key(&key)
@@ -264,10 +249,10 @@ impl<'a> Writer<'a> {
     }
 
     fn element(&mut self, set: PodSet, (address, port): &PodElement, added: bool) {
-        if family_of(*address) != self.family {
+        if Family::of(*address) != self.family {
             return;
         }
-        let mut key = bytes(*address);
+        let mut key = address_bytes(*address);
         if let Some((protocol, number)) = port {
             key.extend(port_key(*protocol, *number));
         }

@@ -7,7 +7,7 @@ use crate::policy::Ranges;
 use ipnet::IpNet;
 use linux::netlink::{LinkChange, LinkKind, MacAddress, Netlink, NewLink, Route};
 use linux::nftables::{
-    Batch, Chain, ChainKind, Element, Family, Field, Hook, Rule, Set, Socket, Table,
+    Batch, Chain, ChainKind, Element, Family, Field, Hook, Rule, Set, Socket, Table, address_bytes,
 };
 use std::net::IpAddr;
 
@@ -154,10 +154,7 @@ fn ensure_device(
     own: &[IpNet],
 ) -> Result<u32, Error> {
     const LOCAL: [u16; 2] = [4, 17];
-    let local = match endpoint.local {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    };
+    let local = address_bytes(endpoint.local);
     let found = links.links.iter().find(|link| link.name == DEVICE);
     let right = found.filter(|link| {
         let same_local = LOCAL

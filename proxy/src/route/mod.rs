@@ -13,6 +13,7 @@ pub mod object;
 pub mod plan;
 
 use crate::source::{Update, follow};
+use crate::thread::{Ended, Thread};
 use linux::netlink::Netlink;
 use object::NodeFacts;
 use plan::Plan;
@@ -105,6 +106,12 @@ pub enum Error {
     /// The thread did not start, or ended of itself.
     #[error("the thread that makes the pods' routes ended")]
     WorkerEnded,
+}
+
+impl From<Ended> for Error {
+    fn from(_: Ended) -> Self {
+        Error::WorkerEnded
+    }
 }
 
 /// The one kind that is followed.
@@ -224,26 +231,20 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let (news, receiver) = std::sync::mpsc::channel();
-    let (ended, mut worker_end) = tokio::sync::oneshot::channel();
     let (node, mut mode) = (config.node_name.clone(), config.mode.clone());
-    std::thread::Builder::new()
-        .name("pod-routes".into())
-        .spawn(move || {
-            let result = Netlink::open().map(|netlink| {
-                let mut worker = Worker {
-                    config,
-                    netlink,
-                    nodes: BTreeMap::new(),
-                    listed: false,
-                    changed: false,
-                    done: Plan::default(),
-                    progress: Progress::default(),
-                };
-                worker.run(&receiver);
-            });
-            let _ = ended.send(result);
-        })
-        .map_err(|_| Error::WorkerEnded)?;
+    let worker = Thread::start("pod-routes", move || {
+        let mut worker = Worker {
+            config,
+            netlink: Netlink::open()?,
+            nodes: BTreeMap::new(),
+            listed: false,
+            changed: false,
+            done: Plan::default(),
+            progress: Progress::default(),
+        };
+        worker.run(&receiver);
+        Ok(())
+    })?;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follow::<object::Node>(
         client,
@@ -261,16 +262,7 @@ pub async fn run(
             }
         }
     });
-    tokio::select! {
-        () = shutdown.cancelled() => {}
-        result = &mut worker_end => {
-            result.map_err(|_| Error::WorkerEnded)??;
-            return Err(Error::WorkerEnded);
-        }
-    }
-    // Without senders the worker ends.
-    tasks.shutdown().await;
-    Ok(worker_end.await.map_err(|_| Error::WorkerEnded)??)
+    worker.run(tasks, shutdown).await
 }
 
 /// Removes routes, device and rules of this network namespace; none there is no error.

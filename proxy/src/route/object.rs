@@ -1,59 +1,16 @@
-//! The parts of Node that routes are made of.
+//! What routes are made of: the Node objects.
 
 use super::{Change, Kind};
-use crate::service::object::{Metadata, null_is_default};
+use crate::service::object::{self, Metadata};
 use crate::source::Followed;
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::net::IpAddr;
 
-/// A Node.
+/// A Node, followed for its pods' addresses and its own.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct Node {
-    /// Who it is.
-    #[serde(deserialize_with = "null_is_default")]
-    pub metadata: Metadata,
-    /// Its pods' addresses.
-    #[serde(deserialize_with = "null_is_default")]
-    pub spec: NodeSpec,
-    /// Its own addresses.
-    #[serde(deserialize_with = "null_is_default")]
-    pub status: NodeStatus,
-}
-
-/// A Node's spec.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct NodeSpec {
-    /// The first of `pod_cidrs`.
-    #[serde(rename = "podCIDR", deserialize_with = "null_is_default")]
-    pub pod_cidr: String,
-    /// One a family.
-    #[serde(rename = "podCIDRs", deserialize_with = "null_is_default")]
-    pub pod_cidrs: Vec<String>,
-}
-
-/// A Node's status.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct NodeStatus {
-    /// Its addresses.
-    #[serde(deserialize_with = "null_is_default")]
-    pub addresses: Vec<NodeAddress>,
-}
-
-/// An address.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct NodeAddress {
-    /// InternalIP, ExternalIP, Hostname.
-    #[serde(rename = "type", deserialize_with = "null_is_default")]
-    pub kind: String,
-    /// The address.
-    #[serde(deserialize_with = "null_is_default")]
-    pub address: String,
-}
+#[serde(transparent)]
+pub struct Node(object::Node);
 
 /// What a Node says about the way to its pods.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,7 +24,7 @@ pub struct NodeFacts {
 }
 
 impl NodeFacts {
-    fn of(node: &Node) -> NodeFacts {
+    fn of(node: &object::Node) -> NodeFacts {
         let internal = node.status.addresses.iter();
         let internal = internal.filter(|address| address.kind == "InternalIP");
         let cidrs = node.spec.pod_cidrs.iter().chain([&node.spec.pod_cidr]);
@@ -90,14 +47,14 @@ impl Followed for Node {
     const KIND: Kind = Kind::Nodes;
 
     fn metadata(&self) -> &Metadata {
-        &self.metadata
+        &self.0.metadata
     }
 
     fn changed(&self, _node: &str) -> Change {
-        Change::Node(self.metadata.name.clone(), Some(NodeFacts::of(self)))
+        Change::Node(self.0.metadata.name.clone(), Some(NodeFacts::of(&self.0)))
     }
 
     fn gone(&self) -> Change {
-        Change::Node(self.metadata.name.clone(), None)
+        Change::Node(self.0.metadata.name.clone(), None)
     }
 }

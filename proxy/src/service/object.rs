@@ -237,7 +237,10 @@ pub struct Node {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeSpec {
-    /// The pods' networks.
+    /// The first of `pod_cidrs`.
+    #[serde(rename = "podCIDR", deserialize_with = "null_is_default")]
+    pub pod_cidr: String,
+    /// The pods' networks, one a family.
     #[serde(rename = "podCIDRs", deserialize_with = "null_is_default")]
     pub pod_cidrs: Vec<String>,
     /// Why pods keep off.

@@ -95,14 +95,6 @@ pub fn resolve<'a>(
     resolved
 }
 
-fn family_of(address: IpAddr) -> Family {
-    if address.is_ipv6() {
-        Family::Ip6
-    } else {
-        Family::Ip
-    }
-}
-
 fn resolve_port<'a>(
     name: &ServiceName,
     service: &ServiceFacts,
@@ -112,7 +104,7 @@ fn resolve_port<'a>(
     node: &NodeFacts,
 ) -> ServicePort {
     let protocol = port.protocol;
-    let family = family_of(cluster_ip);
+    let family = Family::of(cluster_ip);
     let frontend = |address| Frontend {
         address,
         protocol,
@@ -122,7 +114,7 @@ fn resolve_port<'a>(
         let same = addresses
             .iter()
             .copied()
-            .filter(|address| family_of(*address) == family);
+            .filter(|address| Family::of(*address) == family);
         same.map(frontend).collect()
     };
     let balanced = of_family(&service.balanced_ips);
@@ -177,7 +169,7 @@ fn source_ranges(service: &ServiceFacts, family: Family) -> Vec<IpNet> {
         .source_ranges
         .iter()
         .copied()
-        .filter(|range| family_of(range.addr()) == family);
+        .filter(|range| Family::of(range.addr()) == family);
     let mut ranges = IpNet::aggregate(&same.collect());
     ranges.sort_unstable();
     ranges

@@ -9,7 +9,9 @@ use crate::ruleset::model::{Difference, Found, Labelled};
 use crate::ruleset::skeleton::POD_NETWORKS;
 use crate::service::ServiceName;
 use ipnet::IpNet;
-use linux::nftables::{Batch, BatchError, Element, ElementDump, RuleDump, Socket, Verdict};
+use linux::nftables::{
+    Batch, BatchError, Element, ElementDump, RuleDump, Socket, Verdict, address_bytes,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -374,14 +376,10 @@ fn service_of(label: &str) -> Option<ServiceName> {
 
 /// Where networks begin, and the first address past each; past the last address there is no end.
 fn network_ends(networks: &[IpNet]) -> Vec<(Vec<u8>, bool)> {
-    let bytes = |address: IpAddr| match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    };
     let mut ends = Vec::new();
     for network in networks {
-        ends.push((bytes(network.network()), false));
-        let mut next = bytes(network.broadcast());
+        ends.push((address_bytes(network.network()), false));
+        let mut next = address_bytes(network.broadcast());
         let carried = next.iter_mut().rev().all(|byte| {
             *byte = byte.wrapping_add(1);
             *byte == 0

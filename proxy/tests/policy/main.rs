@@ -16,72 +16,26 @@ use api::Api;
 use lab::{Lab, Namespace};
 use proxy::policy::{Config, Error, Progress};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-/// Policies enforced in a namespace until it is dropped.
-pub struct Running {
-    progress: watch::Receiver<Progress>,
-    shutdown: CancellationToken,
-    ended: std::sync::mpsc::Receiver<Result<(), Error>>,
-}
+pub type Running = lab::Running<Progress, Error>;
 
 /// Starts enforcing and waits until the rules stand.
 pub fn start(api: &Api, namespace: &Namespace) -> Running {
-    let config = Config::new("node");
-    let progress = config.progress();
-    let shutdown = CancellationToken::new();
-    let (done, ended) = std::sync::mpsc::channel();
-    let (token, api) = (shutdown.clone(), api.clone());
-    namespace.spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("runtime");
-        let run = async { proxy::policy::run(config, api.client(), token).await };
-        let _ = done.send(runtime.block_on(run));
+    let (config, api) = (Config::new("node"), api.clone());
+    let running = Running::start(namespace, config.progress(), move |shutdown| {
+        proxy::policy::run(config, api.client(), shutdown)
     });
-    let running = Running {
-        progress,
-        shutdown,
-        ended,
-    };
     running.wait_for(|progress| progress.synced);
     running
 }
 
 impl Running {
-    pub fn progress(&self) -> Progress {
-        *self.progress.borrow()
-    }
-
-    /// Waits for something; a minute is forever.
-    pub fn wait_for(&self, holds: impl Fn(&Progress) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !holds(&self.progress.borrow()) {
-            assert!(
-                Instant::now() < deadline,
-                "the policies stay at {:?}",
-                self.progress()
-            );
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
     /// Makes `changes` changes to the API and waits until they are taken.
     pub fn after(&self, changes: u64, change: impl FnOnce()) -> Progress {
         let before = self.progress().updates;
         change();
         self.wait_for(|progress| progress.updates >= before + changes && progress.synced);
         self.progress()
-    }
-
-    pub fn stop(self) -> Result<(), Error> {
-        self.shutdown.cancel();
-        self.ended
-            .recv_timeout(Duration::from_secs(20))
-            .expect("it ends")
     }
 }
 

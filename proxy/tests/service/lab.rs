@@ -4,8 +4,10 @@ use linux::namespace::{NamespaceKind, unshare};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
-use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -243,5 +245,61 @@ impl Lab {
             address,
             address6,
         }
+    }
+}
+
+/// Something of the proxy's that runs in a namespace until it is dropped.
+pub struct Running<P, E> {
+    progress: watch::Receiver<P>,
+    shutdown: CancellationToken,
+    ended: Receiver<Result<(), E>>,
+}
+
+impl<P: Copy + std::fmt::Debug, E: Send + 'static> Running<P, E> {
+    /// Starts it, with a runtime of its own.
+    pub fn start<F: Future<Output = Result<(), E>>>(
+        namespace: &Namespace,
+        progress: watch::Receiver<P>,
+        run: impl FnOnce(CancellationToken) -> F + Send + 'static,
+    ) -> Self {
+        let shutdown = CancellationToken::new();
+        let (done, ended) = channel();
+        let token = shutdown.clone();
+        namespace.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("runtime");
+            let _ = done.send(runtime.block_on(async { run(token).await }));
+        });
+        Self {
+            progress,
+            shutdown,
+            ended,
+        }
+    }
+
+    pub fn progress(&self) -> P {
+        *self.progress.borrow()
+    }
+
+    /// Waits for something; a minute is forever.
+    pub fn wait_for(&self, holds: impl Fn(&P) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !holds(&self.progress.borrow()) {
+            assert!(
+                Instant::now() < deadline,
+                "it stays at {:?}",
+                self.progress()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub fn stop(self) -> Result<(), E> {
+        self.shutdown.cancel();
+        self.ended
+            .recv_timeout(Duration::from_secs(20))
+            .expect("it ends")
     }
 }

@@ -13,16 +13,8 @@ use lab::Namespace;
 use proxy::{Config, Progress};
 use serde_json::{Value, json};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-/// A proxy that runs in a namespace until it is dropped.
-pub struct Running {
-    progress: watch::Receiver<Progress>,
-    shutdown: CancellationToken,
-    ended: std::sync::mpsc::Receiver<Result<(), proxy::Error>>,
-}
+pub type Running = lab::Running<Progress, proxy::Error>;
 
 /// Starts a proxy and waits until its rules stand.
 pub fn start(api: &Api, namespace: &Namespace, config: Config) -> Running {
@@ -32,56 +24,19 @@ pub fn start(api: &Api, namespace: &Namespace, config: Config) -> Running {
 }
 
 pub fn start_unsynced(api: &Api, namespace: &Namespace, config: Config) -> Running {
-    let progress = config.progress();
-    let shutdown = CancellationToken::new();
-    let (done, ended) = std::sync::mpsc::channel();
-    let (token, api) = (shutdown.clone(), api.clone());
-    namespace.spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("runtime");
-        let _ =
-            done.send(runtime.block_on(async { proxy::run(config, api.client(), token).await }));
-    });
-    Running {
-        progress,
-        shutdown,
-        ended,
-    }
+    let api = api.clone();
+    Running::start(namespace, config.progress(), move |shutdown| {
+        proxy::run(config, api.client(), shutdown)
+    })
 }
 
 impl Running {
-    pub fn progress(&self) -> Progress {
-        *self.progress.borrow()
-    }
-
-    /// Waits for something; a minute is forever.
-    pub fn wait_for(&self, holds: impl Fn(&Progress) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !holds(&self.progress.borrow()) {
-            assert!(
-                Instant::now() < deadline,
-                "the proxy stays at {:?}",
-                self.progress()
-            );
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
     /// Does something to the API and waits for the transaction that it leads to.
     pub fn after(&self, change: impl FnOnce()) -> Progress {
         let before = self.progress().transactions;
         change();
         self.wait_for(|progress| progress.transactions > before);
         self.progress()
-    }
-
-    pub fn stop(self) -> Result<(), proxy::Error> {
-        self.shutdown.cancel();
-        self.ended
-            .recv_timeout(Duration::from_secs(20))
-            .expect("it ends")
     }
 }
 
