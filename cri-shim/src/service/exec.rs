@@ -238,7 +238,7 @@ impl Runtime {
         match cgroup.unified_dir().filter(|_| self.cgroups.unified()) {
             Some(folder) => std::fs::create_dir(&folder)
                 .map_err(Error::io(format!("make cgroup {}", folder.display()))),
-            None => Ok(cgroup.ensure()?),
+            None => Ok(cgroup.ensure().map(drop)?),
         }
     }
 }

@@ -117,20 +117,22 @@ impl Cgroup {
         mounts.map(|mount| self.under(mount))
     }
 
-    /// Creates it, and its ancestors with all controllers on. An existing one is kept.
+    /// Creates it, and its ancestors with all controllers on. An existing one is kept; true if it was there already, in
+    /// any hierarchy.
     ///
     /// # Errors
     /// The `mkdir`'s, or that of enabling controllers; EBUSY or EOPNOTSUPP if an ancestor holds processes.
-    pub fn ensure(&self) -> Result<()> {
+    pub fn ensure(&self) -> Result<bool> {
+        let mut found = false;
         if let Some(mount) = &self.hierarchies.unified {
             let with_controllers = self.hierarchies.layout() == Layout::Unified;
-            tree::ensure_v2(mount, &self.path, with_controllers)?;
+            found |= !tree::ensure_v2(mount, &self.path, with_controllers)?;
         }
         for v1 in &self.hierarchies.v1 {
             let cpuset = v1.controllers.iter().any(|name| name == "cpuset");
-            tree::ensure_v1(&v1.mount, &self.under(&v1.mount), cpuset)?;
+            found |= !tree::ensure_v1(&v1.mount, &self.under(&v1.mount), cpuset)?;
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Whether it exists, in the hierarchy that holds identity.

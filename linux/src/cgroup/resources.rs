@@ -37,7 +37,7 @@ pub struct Resources {
     pub cpuset_cpus: Option<String>,
     /// A list of memory nodes.
     pub cpuset_mems: Option<String>,
-    /// Number of tasks.
+    /// Number of tasks; 0 is 1.
     pub pids_limit: Option<i64>,
     /// 10 to 1000, as v1's `blkio.weight`.
     pub io_weight: Option<u16>,
@@ -136,6 +136,11 @@ fn limit_or_max(value: i64) -> String {
     }
 }
 
+/// No process at all can't be asked for: there is the one that is to run.
+fn room_for_one(pids: i64) -> i64 {
+    if pids == 0 { 1 } else { pids }
+}
+
 impl Resources {
     /// The writes that these limits are, in the order in which the kernel takes them.
     ///
@@ -209,7 +214,7 @@ impl Resources {
         if let Some(low) = self.memory_reservation_bytes.filter(|low| *low != 0) {
             set("memory.low", limit_or_max(low), false);
         }
-        if let Some(limit) = self.pids_limit.filter(|limit| *limit != 0) {
+        if let Some(limit) = self.pids_limit.map(room_for_one) {
             set("pids.max", limit_or_max(limit), limit < 0);
         }
         if let Some(weight) = self.io_weight.filter(|weight| *weight != 0) {
@@ -375,7 +380,7 @@ impl Resources {
         if self.disable_oom_killer == Some(true) {
             set("memory", "memory.oom_control", "1".to_owned(), false);
         }
-        if let Some(limit) = self.pids_limit.filter(|limit| *limit != 0) {
+        if let Some(limit) = self.pids_limit.map(room_for_one) {
             set("pids", "pids.max", limit_or_max(limit), limit < 0);
         }
         if let Some(weight) = self.io_weight.filter(|weight| *weight != 0) {

@@ -18,16 +18,17 @@ fn make_dir(path: &Path) -> Result<bool> {
     }
 }
 
-pub(super) fn ensure_v2(mount: &Path, path: &str, with_controllers: bool) -> Result<()> {
-    let mut dir = mount.to_path_buf();
+/// Makes a directory and those above it; true if it is new.
+pub(super) fn ensure_v2(mount: &Path, path: &str, with_controllers: bool) -> Result<bool> {
+    let (mut dir, mut new) = (mount.to_path_buf(), false);
     for part in path.trim_start_matches('/').split('/') {
         if with_controllers && (dir == mount || !holds_processes(&dir)?) {
             enable_controllers(&dir)?;
         }
         dir.push(part);
-        make_dir(&dir)?;
+        new = make_dir(&dir)?;
     }
-    Ok(())
+    Ok(new)
 }
 
 /// Whether processes are in the cgroup itself. It then hands on no controller: the kernel would take the threaded ones
@@ -69,18 +70,17 @@ fn enable_controllers(dir: &Path) -> Result<()> {
     }
 }
 
-pub(super) fn ensure_v1(mount: &Path, dir: &Path, cpuset: bool) -> Result<()> {
-    match make_dir(dir) {
+/// As [`ensure_v2`].
+pub(super) fn ensure_v1(mount: &Path, dir: &Path, cpuset: bool) -> Result<bool> {
+    let new = match make_dir(dir) {
         Err(error) if error.is(libc::ENOENT) && dir != mount => {
             if let Some(parent) = dir.parent() {
                 ensure_v1(mount, parent, cpuset)?;
             }
-            make_dir(dir)?;
+            make_dir(dir)?
         }
-        other => {
-            other?;
-        }
-    }
+        other => other?,
+    };
     // A new v1 cpuset has no processor and no memory node, and takes no process until it has.
     if cpuset && dir != mount {
         for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -98,7 +98,7 @@ pub(super) fn ensure_v1(mount: &Path, dir: &Path, cpuset: bool) -> Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(new)
 }
 
 pub(super) fn collect_processes(dir: &Path, pids: &mut Vec<i32>) -> Result<()> {

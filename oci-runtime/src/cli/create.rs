@@ -259,7 +259,7 @@ fn launch_into(
 /// The container's cgroup with its limits; `None` for a user without rights to cgroups, whose containers go without.
 fn prepare_cgroup(container: &mut Container, spec: &Spec) -> Result<Option<Cgroup>, Failure> {
     let cgroup = Cgroup::at(container.hierarchies()?, &container.record.cgroup_path)?;
-    match cgroup.ensure() {
+    let found = match cgroup.ensure() {
         Err(error)
             if namespace::in_user_namespace()
                 && [libc::EACCES, libc::EPERM, libc::EROFS].contains(&error.errno) =>
@@ -270,8 +270,9 @@ fn prepare_cgroup(container: &mut Container, spec: &Spec) -> Result<Option<Cgrou
             return Ok(None);
         }
         other => other?,
-    }
-    if let Some(why) = used(&cgroup)? {
+    };
+    // What was made just now is nobody's.
+    if found && let Some(why) = used(&cgroup)? {
         // It is another's: what undoes this container must not end what is in there.
         container.record.cgroup_path.clear();
         container.save()?;

@@ -54,10 +54,7 @@ fn from_flags(args: &UpdateArgs) -> Result<Resources, Failure> {
         cpu_idle: args.cpu_idle,
         cpuset_cpus: args.cpuset_cpus.clone(),
         cpuset_mems: args.cpuset_mems.clone(),
-        // As in a spec: no process at all can't be asked for.
-        pids_limit: args
-            .pids_limit
-            .map(|limit| if limit == 0 { 1 } else { limit }),
+        pids_limit: args.pids_limit,
         io_weight: args.blkio_weight,
         ..Resources::default()
     })

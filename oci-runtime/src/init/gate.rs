@@ -5,6 +5,7 @@
 //! the process accepts once, and the socket's file is gone after it.
 
 use crate::error::LaunchError;
+use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -22,18 +23,19 @@ const ENDING: [Signal; 4] = [
 
 /// Waits for `start`; the connection is where errors go from here on.
 pub(super) fn wait(gate: BorrowedFd<'_>) -> Result<OwnedFd, LaunchError> {
-    let failed = |errno: i32| LaunchError::new("wait for start", linux::describe_errno(errno));
     let ending: SigSet = ENDING.into_iter().collect();
-    ending
-        .thread_block()
-        .map_err(|errno| failed(errno as i32))?;
+    ending.thread_block().map_err(failed)?;
     let signals = SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .map_err(|errno| failed(errno as i32))?;
+        .map_err(failed)?;
     let connection = accept(gate, &signals);
-    ending
-        .thread_unblock()
-        .map_err(|errno| failed(errno as i32))?;
+    ending.thread_unblock().map_err(failed)?;
     connection
+}
+
+const STEP: &str = "wait for start";
+
+fn failed(errno: Errno) -> LaunchError {
+    LaunchError::new(STEP, linux::describe_errno(errno as i32))
 }
 
 fn accept(gate: BorrowedFd<'_>, signals: &SignalFd) -> Result<OwnedFd, LaunchError> {
@@ -44,20 +46,12 @@ fn accept(gate: BorrowedFd<'_>, signals: &SignalFd) -> Result<OwnedFd, LaunchErr
         ];
         match poll(&mut polled, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => {
-                return Err(LaunchError::new(
-                    "wait for start",
-                    linux::describe_errno(errno.raw_os_error()),
-                ));
-            }
+            Err(errno) => return Err(failed(Errno::from_raw(errno.raw_os_error()))),
         }
         if let Ok(Some(signal)) = signals.read_signal() {
             return Err(LaunchError {
                 exit_code: 128 + signal.ssi_signo as i32,
-                ..LaunchError::new(
-                    "wait for start",
-                    format!("ended by signal {}", signal.ssi_signo),
-                )
+                ..LaunchError::new(STEP, format!("ended by signal {}", signal.ssi_signo))
             });
         }
         if polled[0].revents().is_empty() {
@@ -66,12 +60,7 @@ fn accept(gate: BorrowedFd<'_>, signals: &SignalFd) -> Result<OwnedFd, LaunchErr
         match rustix::net::accept_with(gate, SocketFlags::CLOEXEC) {
             Ok(connection) => return Ok(connection),
             Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
-            Err(errno) => {
-                return Err(LaunchError::new(
-                    "wait for start",
-                    linux::describe_errno(errno.raw_os_error()),
-                ));
-            }
+            Err(errno) => return Err(failed(Errno::from_raw(errno.raw_os_error()))),
         }
     }
 }

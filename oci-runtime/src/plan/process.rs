@@ -12,6 +12,7 @@ use oci_spec::runtime::{
     Capabilities, Linux, LinuxCapabilities, LinuxPersonality, LinuxPersonalityDomain, Process,
 };
 use rustix::fs::{Mode, OFlags};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -201,12 +202,16 @@ fn plan_personality(spec: &LinuxPersonality) -> u32 {
 
 /// Of the entries for one variable the last counts, in the first's place; an empty `HOME` is none, and is looked up.
 fn last_of_each(env: Vec<String>) -> Vec<String> {
-    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut places: HashMap<String, usize> = HashMap::with_capacity(env.len());
     let mut out: Vec<String> = Vec::with_capacity(env.len());
     for entry in env {
-        match out.iter().position(|known| name(known) == name(&entry)) {
-            Some(at) => out[at] = entry,
-            None => out.push(entry),
+        let name = entry.split('=').next().unwrap_or_default();
+        match places.get(name).and_then(|place| out.get_mut(*place)) {
+            Some(earlier) => *earlier = entry,
+            None => {
+                places.insert(name.to_owned(), out.len());
+                out.push(entry);
+            }
         }
     }
     out.retain(|entry| entry != "HOME=");
@@ -274,4 +279,17 @@ fn plan_rlimits(process: &Process) -> Result<Vec<Rlimit>, Error> {
         });
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_of_each;
+
+    #[test]
+    fn the_last_entry_counts_in_the_first_ones_place() {
+        let env = ["A=1", "B", "HOME=", "A=2=3", "C=", "B=4"].map(str::to_owned);
+        assert_eq!(last_of_each(env.to_vec()), ["A=2=3", "B=4", "C="]);
+        let home = ["HOME=", "HOME=/h"].map(str::to_owned);
+        assert_eq!(last_of_each(home.to_vec()), ["HOME=/h"]);
+    }
 }

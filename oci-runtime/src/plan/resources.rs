@@ -109,11 +109,7 @@ pub fn cgroup_resources(spec: &LinuxResources) -> Result<Resources, Error> {
         out.cpuset_cpus = cpu.cpus().clone();
         out.cpuset_mems = cpu.mems().clone();
     }
-    // No process at all can't be asked for: there is the container's own.
-    out.pids_limit = spec
-        .pids()
-        .as_ref()
-        .map(|pids| if pids.limit() == 0 { 1 } else { pids.limit() });
+    out.pids_limit = spec.pids().as_ref().map(|pids| pids.limit());
     if let Some(io) = spec.block_io() {
         add_block_io(io, &mut out);
     }
