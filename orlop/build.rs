@@ -6,6 +6,10 @@ use std::{env, io};
 
 fn main() -> io::Result<()> {
     println!("cargo:rerun-if-changed=demo/main.rs");
+    // What comes before the C library (`linux/src/entry.rs`).
+    if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        println!("cargo:rustc-link-arg-bins=-Wl,--entry=orlop_entry");
+    }
     let variable = |name: &str| env::var(name).map_err(io::Error::other);
     let program = PathBuf::from(variable("OUT_DIR")?).join("demo");
     let status = Command::new(variable("RUSTC")?)

@@ -5,6 +5,7 @@
 //! together, and its error names the system call, the object and the errno. Nothing here knows about containers,
 //! pods or Kubernetes.
 
+mod entry;
 mod error;
 
 pub mod capability;

@@ -7,7 +7,7 @@ use crate::document::parse_spec;
 use linux::cgroup::{Cgroup, Hierarchies};
 use linux::pidfd;
 use oci_spec::runtime::Spec;
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags};
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -322,13 +322,18 @@ fn open_locked(dir: &Path, lock: bool) -> Result<OwnedFd, StateError> {
     Ok(fd)
 }
 
-/// By way of a new file and a rename.
+/// By way of a new file that changes places with the old one. (A rename over it would do, but makes ext4 write the new
+/// one's data to the disk first.)
 pub(crate) fn write_whole(path: &Path, text: &[u8]) -> Result<(), StateError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
     std::fs::write(&new, text).map_err(failed("write", &new))?;
-    std::fs::rename(&new, path).map_err(failed("write", path))
+    match rustix::fs::renameat_with(CWD, &new, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => std::fs::remove_file(&new).map_err(failed("remove", &new)),
+        // There is no old one, or the file system can't.
+        Err(_) => std::fs::rename(&new, path).map_err(failed("write", path)),
+    }
 }
 
 /// What `/proc/<pid>/stat` says of a process.
