@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::digest::Digest;
 use super::error::Error;
 use super::layer::decompress;
+use super::unpack::Limits;
 
 /// Documents are small; more is an attack or a mistake.
 const DOCUMENT_LIMIT_BYTES: u64 = 16 << 20;
@@ -23,31 +24,40 @@ pub enum Archive {
 }
 
 impl Archive {
-    /// Spools a tar archive, compressed or not, into `folder`, which is made.
-    pub fn spool(reader: impl Read + Send, folder: PathBuf) -> Result<Self, Error> {
+    /// Spools a tar archive, compressed or not, into `folder`, which is made. It may hold no more than a layer may.
+    pub fn spool(reader: impl Read + Send, folder: PathBuf, limits: Limits) -> Result<Self, Error> {
         std::fs::create_dir(&folder).map_err(Error::io("make", &folder))?;
         let mut spool = Self::Spool {
             folder,
             files: HashMap::new(),
         };
-        spool.fill(reader)?;
+        spool.fill(reader, limits)?;
         Ok(spool)
     }
 
-    fn fill(&mut self, reader: impl Read + Send) -> Result<(), Error> {
+    fn fill(&mut self, reader: impl Read + Send, limits: Limits) -> Result<(), Error> {
         let Self::Spool { folder, files } = self else {
             return Ok(());
         };
         let broken = |source: io::Error| Error::Archive(format!("read the archive: {source}"));
         let mut archive = tar::Archive::new(decompress(reader).map_err(broken)?);
+        let too_large = |what: String| Error::Archive(format!("it holds more than {what}"));
         let mut links = Vec::new();
+        let mut size_bytes = 0_u64;
         for (number, entry) in (0..).zip(archive.entries().map_err(broken)?) {
             let mut entry = entry.map_err(broken)?;
+            if number >= limits.entries {
+                return Err(too_large(format!("{} entries", limits.entries)));
+            }
             let name = normal(&entry.path().map_err(broken)?);
             match entry.header().entry_type() {
                 tar::EntryType::Regular
                 | tar::EntryType::Continuous
                 | tar::EntryType::GNUSparse => {
+                    size_bytes = size_bytes.saturating_add(entry.size());
+                    if size_bytes > limits.size_bytes {
+                        return Err(too_large(format!("{} bytes", limits.size_bytes)));
+                    }
                     let path = folder.join(number.to_string());
                     let mut file = File::create_new(&path).map_err(Error::io("make", &path))?;
                     io::copy(&mut entry, &mut file).map_err(Error::io("write", &path))?;

@@ -43,7 +43,7 @@ impl Store {
         reader: impl Read + Send,
         name: Option<&str>,
     ) -> Result<Vec<Imported>, Error> {
-        let archive = Archive::spool(reader, self.ingest_path())?;
+        let archive = Archive::spool(reader, self.ingest_path(), self.limits)?;
         if archive.has("index.json") {
             self.import_oci(&archive, name)
         } else if archive.has("manifest.json") {
@@ -122,6 +122,7 @@ impl Store {
                 names.tags.insert(name.to_string());
             }
         }
+        let _manifest = self.hold([&manifest_digest]);
         self.write_blob(&manifest_digest, &manifest_bytes)?;
         self.install(&config_bytes, sources, names, size_bytes)
     }
@@ -189,6 +190,7 @@ impl Store {
         }
         let id = Digest::of(config_bytes);
         let hold = self.ensure_layers(&config, layers)?;
+        let _document = self.hold([&id]);
         self.write_blob(&id, config_bytes)?;
         let image = ImageRecord {
             id,

@@ -29,7 +29,7 @@ pub(super) struct LayerRecord {
     pub entries: u64,
 }
 
-/// How many hold each chain id.
+/// How many hold each chain id, and each document that is on its way in.
 pub(super) type Holders = Arc<Mutex<HashMap<Digest, usize>>>;
 
 /// Keeps layers from being removed, for as long as it lives: a container holds its image's.

@@ -195,11 +195,11 @@ impl Store {
         }
     }
 
-    /// Holds layers by their chain ids, for a container.
-    pub fn hold<'a>(&self, chains: impl IntoIterator<Item = &'a Digest>) -> Hold {
+    /// Holds layers by their chain ids, for a container, or documents that are to be written.
+    pub fn hold<'a>(&self, digests: impl IntoIterator<Item = &'a Digest>) -> Hold {
         let mut hold = Hold::new(&self.holders);
-        for chain in chains {
-            hold.add(chain);
+        for digest in digests {
+            hold.add(digest);
         }
         hold
     }
@@ -283,21 +283,16 @@ impl Store {
         outcome.and(self.collect_blobs())
     }
 
+    /// Removes the documents that no image names and nobody holds.
     fn collect_blobs(&self) -> Result<(), Error> {
         let manifests = self.manifest_blobs();
-        let keep: BTreeSet<String> = {
-            let state = self.state();
-            let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-            if !holders.is_empty() && state.images.is_empty() {
-                return Ok(());
-            }
-            state.images.keys().map(|id| id.hex().to_owned()).collect()
-        };
-        // Documents of an image that is just coming in are younger than its record: the next start's sweep is
-        // what removes strangers, here only those that no image names any more and that are older than a minute.
-        let folder = self.root.join("blobs/sha256");
-        remove_all_but(&folder, |name| {
-            keep.contains(name) || manifests.contains(name) || is_young(&folder.join(name))
+        let state = self.state();
+        // Until the end: a document is held before it is written.
+        let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keep: BTreeSet<&str> = state.images.keys().map(Digest::hex).collect();
+        keep.extend(holders.keys().map(Digest::hex));
+        remove_all_but(&self.root.join("blobs/sha256"), |name| {
+            keep.contains(name) || manifests.contains(name)
         })
     }
 
@@ -377,7 +372,7 @@ impl Store {
         })
     }
 
-    /// Writes a document under its digest; whole or not at all.
+    /// Writes a document under its digest; whole or not at all. It must be held until an image's record names it.
     pub(super) fn write_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
         let path = self.root.join("blobs/sha256").join(digest.hex());
         let partial = self
@@ -487,13 +482,6 @@ impl Store {
         // No code panics half way through a change, so what a panic elsewhere left is sound.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn is_young(path: &Path) -> bool {
-    let age = std::fs::metadata(path)
-        .and_then(|found| found.modified())
-        .map(|at| at.elapsed());
-    age.is_ok_and(|age| age.is_ok_and(|age| age.as_secs() < 60))
 }
 
 fn remove_all_but(folder: &Path, keep: impl Fn(&str) -> bool) -> Result<(), Error> {

@@ -9,6 +9,7 @@
 
 mod below;
 mod entry;
+mod sparse;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -18,6 +19,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use entry::Node;
+use sparse::Expanded;
 use tree::Tree;
 
 use super::recipe::Recipe;
@@ -95,19 +97,24 @@ pub fn unpack(
         if done.entries > limits.entries {
             return Err(Error::TooLarge(format!("{} entries", limits.entries)));
         }
+        let sparse =
+            wanted.map.is_some() || entry.header().entry_type() == tar::EntryType::GNUSparse;
         if matches!(wanted.node, Node::File) {
             // The declared size bounds what the reader yields, sparse files' holes included.
-            done.size_bytes = done.size_bytes.saturating_add(entry.size());
+            let size = wanted.map.as_ref().map_or(entry.size(), |map| map.size);
+            done.size_bytes = done.size_bytes.saturating_add(size);
             if done.size_bytes > limits.size_bytes {
                 return Err(Error::TooLarge(format!("{} bytes", limits.size_bytes)));
             }
         }
         let content = recipe.filter(|_| matches!(wanted.node, Node::File));
         if let Some(recipe) = content {
-            let sparse = entry.header().entry_type() == tar::EntryType::GNUSparse;
             recipe.borrow_mut().begin_content(sparse);
         }
-        let real = tree.apply(&wanted.path, &wanted.node, &wanted.attributes, &mut entry)?;
+        let real = match &wanted.map {
+            Some(map) => tree.apply(&wanted, sparse, &mut Expanded::new(&mut entry, map))?,
+            None => tree.apply(&wanted, sparse, &mut entry)?,
+        };
         if let Some(recipe) = content {
             let told = recipe.borrow_mut().end_content(&real.join(&b'/'));
             told.map_err(Error::Read)?;

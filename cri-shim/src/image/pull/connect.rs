@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -56,18 +56,31 @@ fn tls(endpoint: &Endpoint) -> io::Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?;
-    if endpoint.skip_verify {
+    let builder = if endpoint.skip_verify {
         let verifier = Arc::new(Anybody(provider));
-        return Ok(builder
+        builder
             .dangerous()
             .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth());
-    }
-    let mut roots = system_authorities().clone();
-    for path in &endpoint.authorities {
-        add_authorities(&mut roots, path)?;
-    }
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    } else {
+        let mut roots = system_authorities().clone();
+        for path in &endpoint.authorities {
+            add_authorities(&mut roots, path)?;
+        }
+        builder.with_root_certificates(roots)
+    };
+    let Some((certificate, key)) = endpoint.clients.first() else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
+    let chain = chain.map_err(|error| invalid(certificate, error))?;
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| invalid(key, error))?;
+    builder
+        .with_client_auth_cert(chain, secret)
+        .map_err(|error| invalid(certificate, error))
+}
+
+fn invalid(path: &Path, error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("{}: {error}", path.display()))
 }
 
 /// Read once: some 150 certificates.
@@ -89,12 +102,9 @@ fn system_authorities() -> &'static RootCertStore {
 }
 
 fn add_authorities(roots: &mut RootCertStore, path: &Path) -> io::Result<()> {
-    let invalid = |error: rustls::pki_types::pem::Error| {
-        io::Error::other(format!("{}: {error}", path.display()))
-    };
-    for certificate in CertificateDer::pem_file_iter(path).map_err(invalid)? {
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| invalid(path, error))? {
         // One that can't be used (an old one without the needed extensions) is no reason to trust none.
-        let _ = roots.add(certificate.map_err(invalid)?);
+        let _ = roots.add(certificate.map_err(|error| invalid(path, error))?);
     }
     Ok(())
 }

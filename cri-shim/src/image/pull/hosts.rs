@@ -7,13 +7,17 @@
 //! [host."http://127.0.0.1:5000"]                 # asked first, in order
 //!   capabilities = ["pull", "resolve"]
 //!   skip_verify = false
-//!   ca = "/etc/ssl/private-ca.pem"
+//!   ca = "/etc/ssl/private-ca.pem"               # or a list
+//!   client = [["client.pem", "client.key"]]      # or one file that holds both, or a list of such
+//!   header = { x-custom = "value" }              # or a list of values
 //!   override_path = false
 //! ```
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use toml::Value;
 
@@ -30,6 +34,10 @@ pub struct Endpoint {
     pub authorities: Vec<PathBuf>,
     /// Whether its certificate doesn't matter.
     pub skip_verify: bool,
+    /// What to identify with: a certificate's file and its key's. Of several the first is used.
+    pub clients: Vec<(PathBuf, PathBuf)>,
+    /// Sent with each request.
+    pub headers: HeaderMap,
 }
 
 #[derive(Debug, Deserialize)]
@@ -45,16 +53,42 @@ struct HostsFile {
 #[serde(default)]
 struct Host {
     capabilities: Option<Vec<String>>,
-    ca: Option<OneOrMore>,
+    ca: Option<OneOrMore<PathBuf>>,
+    client: Option<Clients>,
+    header: BTreeMap<String, OneOrMore<String>>,
     skip_verify: bool,
     override_path: bool,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum OneOrMore {
+enum OneOrMore<T> {
+    One(T),
+    More(Vec<T>),
+}
+
+impl<T> OneOrMore<T> {
+    fn all(self) -> Vec<T> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::More(all) => all,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Clients {
     One(PathBuf),
-    More(Vec<PathBuf>),
+    More(Vec<Client>),
+}
+
+/// A certificate and its key, in one file or two.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Client {
+    Both(PathBuf),
+    Pair([PathBuf; 2]),
 }
 
 /// A hosts file that can't be used.
@@ -108,16 +142,22 @@ fn parse(registry: &str, text: &str, path: &Path) -> Result<Vec<Endpoint>, Error
             continue;
         }
         let resolves = can("resolve");
-        endpoints.push(endpoint(&url, host, folder, true, resolves));
+        endpoints.push(endpoint(&url, host, folder, true, resolves).map_err(invalid)?);
     }
     endpoints.push(match file.server {
-        Some(server) => endpoint(&server, file.of_server, folder, false, true),
+        Some(server) => endpoint(&server, file.of_server, folder, false, true).map_err(invalid)?,
         None => itself(registry),
     });
     Ok(endpoints)
 }
 
-fn endpoint(url: &str, host: Host, folder: &Path, mirror: bool, resolves: bool) -> Endpoint {
+fn endpoint(
+    url: &str,
+    host: Host,
+    folder: &Path,
+    mirror: bool,
+    resolves: bool,
+) -> Result<Endpoint, String> {
     let url = url.trim_end_matches('/');
     let url = if url.contains("://") {
         url.to_owned()
@@ -133,18 +173,43 @@ fn endpoint(url: &str, host: Host, folder: &Path, mirror: bool, resolves: bool) 
     } else {
         format!("{url}/v2")
     };
-    let authorities = match host.ca {
-        Some(OneOrMore::One(path)) => vec![folder.join(path)],
-        Some(OneOrMore::More(paths)) => paths.iter().map(|path| folder.join(path)).collect(),
+    let authorities = host.ca.map(OneOrMore::all).unwrap_or_default();
+    let clients = match host.client {
+        Some(Clients::One(path)) => vec![Client::Both(path)],
+        Some(Clients::More(all)) => all,
         None => Vec::new(),
     };
-    Endpoint {
+    let clients = clients.into_iter().map(|client| match client {
+        Client::Both(path) => (folder.join(&path), folder.join(path)),
+        // A key's name that is empty means the certificate's file.
+        Client::Pair([certificate, key]) if key.as_os_str().is_empty() => {
+            (folder.join(&certificate), folder.join(certificate))
+        }
+        Client::Pair([certificate, key]) => (folder.join(certificate), folder.join(key)),
+    });
+    let mut headers = HeaderMap::new();
+    for (name, values) in host.header {
+        for value in values.all() {
+            let header = HeaderName::try_from(&name).map_err(|error| error.to_string());
+            let value = HeaderValue::try_from(value).map_err(|error| error.to_string());
+            let (Ok(header), Ok(mut value)) = (header, value) else {
+                return Err(format!(
+                    "header {name:?}: it is not one that HTTP can carry"
+                ));
+            };
+            value.set_sensitive(true);
+            headers.append(header, value);
+        }
+    }
+    Ok(Endpoint {
         base,
         mirror,
         resolves,
-        authorities,
+        authorities: authorities.iter().map(|path| folder.join(path)).collect(),
         skip_verify: host.skip_verify,
-    }
+        clients: clients.collect(),
+        headers,
+    })
 }
 
 /// The registry that the name says. Docker's has another address than name.
@@ -161,6 +226,8 @@ fn itself(registry: &str) -> Endpoint {
         resolves: true,
         authorities: Vec::new(),
         skip_verify: false,
+        clients: Vec::new(),
+        headers: HeaderMap::new(),
     }
 }
 
@@ -204,6 +271,13 @@ mod tests {
              [host.\"http://127.0.0.1:5001\"]\n[host.\"https://push.example\"]\ncapabilities = [\"push\"]\n\
              [host.\"https://b.example/prefix\"]\noverride_path = true\nskip_verify = true\ncapabilities = [\"pull\"]\n",
         );
+        write(
+            "clients",
+            "[host.\"https://a\"]\nclient = \"both.pem\"\nheader = { x-a = \"1\", x-b = [\"2\", \"3\"] }\n\
+             [host.\"https://b\"]\nclient = [[\"c.pem\", \"c.key\"], [\"d.pem\", \"\"]]\n\
+             [host.\"https://c\"]\nclient = [\"e.pem\", \"f.pem\"]\n",
+        );
+        write("header", "[host.a]\nheader = { \"a b\" = \"1\" }\n");
         write("_default", "[host.\"http://127.0.0.1:5002\"]\n");
         write("broken", "host = 1");
         let find = |registry: &str| endpoints(registry, &[folder.path().into()]);
@@ -225,6 +299,17 @@ mod tests {
             found[2].authorities,
             [folder.path().join("docker.io/ca.pem")]
         );
+        let found = find("clients").unwrap();
+        let at = |name: &str| folder.path().join("clients").join(name);
+        assert_eq!(found[0].clients, [(at("both.pem"), at("both.pem"))]);
+        assert_eq!(found[0].headers.len(), 3);
+        assert_eq!(
+            found[1].clients,
+            [(at("c.pem"), at("c.key")), (at("d.pem"), at("d.pem"))]
+        );
+        assert_eq!(found[2].clients.len(), 2);
+        let error = find("header").unwrap_err().to_string();
+        assert!(error.contains("\"a b\""), "{error}");
         let found = find("quay.io").unwrap();
         assert_eq!(found[1].base, "https://quay.io/v2");
         assert!(

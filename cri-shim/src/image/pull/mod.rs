@@ -81,6 +81,7 @@ impl Puller {
         if matches!(reference.version, Version::Tag(_)) {
             names.tags.insert(reference.to_string());
         }
+        let _manifest = self.store.hold([&top.digest]);
         self.store.write_blob(&top.digest, &top.bytes)?;
         let manifest = descend(&registry, top.document).await?;
         let described = manifest

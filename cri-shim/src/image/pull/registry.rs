@@ -406,11 +406,14 @@ async fn send(
         let mut request = Request::builder()
             .uri(&uri)
             .header(USER_AGENT, user_agent());
+        let itself = uri.authority() == first.authority();
         if let Some(own) = request.headers_mut() {
             own.extend(headers.clone());
+            if itself {
+                own.extend(host.endpoint.headers.clone());
+            }
         }
-        if let Some(authorization) = authorization.filter(|_| uri.authority() == first.authority())
-        {
+        if let Some(authorization) = authorization.filter(|_| itself) {
             request = request.header(AUTHORIZATION, authorization);
         }
         let request = request.body(Full::default()).map_err(refused)?;

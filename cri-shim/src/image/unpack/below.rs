@@ -174,9 +174,10 @@ impl Tree {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file =
                 rustix::fs::openat(&found.folder, name, flags, Mode::empty()).map_err(failed)?;
-            place.make(&node, &attributes, &mut File::from(file))
+            let holes = status.st_blocks * 512 < status.st_size;
+            place.make(&node, &attributes, holes, &mut File::from(file))
         } else {
-            place.make(&node, &attributes, &mut io::empty())
+            place.make(&node, &attributes, false, &mut io::empty())
         }
     }
 }

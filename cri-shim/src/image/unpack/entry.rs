@@ -5,6 +5,7 @@ use std::io::Read;
 use rustix::fs::Timespec;
 use tar::EntryType;
 
+use super::sparse::{self, Map};
 use super::{Error, components};
 
 /// What an entry makes.
@@ -42,15 +43,18 @@ pub struct Wanted {
     pub path: Vec<Vec<u8>>,
     pub node: Node,
     pub attributes: Attributes,
+    /// Of a sparse file whose holes the archive's reader doesn't know of.
+    pub map: Option<Map>,
 }
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Reads an entry; `None` for one that makes nothing (a global header). The path is the components of its name,
-/// of a whiteout those of the name that it hides, of an opaque mark those of its folder.
+/// of a whiteout those of the name that it hides, of an opaque mark those of its folder. Of a sparse file the map may
+/// be read, which then is no content any more.
 pub fn parse<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Option<Wanted>, Error> {
-    let bytes = entry.path_bytes().into_owned();
+    let mut bytes = entry.path_bytes().into_owned();
     let name = String::from_utf8_lossy(&bytes).into_owned();
     let refused = |why| Error::Refused {
         entry: name.clone(),
@@ -61,6 +65,18 @@ pub fn parse<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Option<Wanted>, E
         operation: "read its header",
         source,
     };
+    let mut extended = Extended::default();
+    if let Some(extensions) = entry.pax_extensions().map_err(invalid)? {
+        for extension in extensions {
+            let extension = extension.map_err(invalid)?;
+            extended
+                .read(extension.key_bytes(), extension.value_bytes())
+                .map_err(refused)?;
+        }
+    }
+    if let Some(real) = extended.sparse.name.take() {
+        bytes = real;
+    }
     let mut path = components(&name, &bytes)?;
     let header = entry.header();
     let kind = header.entry_type();
@@ -118,52 +134,60 @@ pub fn parse<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Option<Wanted>, E
             value.map_err(invalid)
         }
     };
-    let mut attributes = Attributes {
+    let attributes = Attributes {
         mode: (number(&old.mode, header.mode().map(u64::from))? & 0o7777) as u32,
         uid: id(number(&old.uid, header.uid())?)?,
         gid: id(number(&old.gid, header.gid())?)?,
-        modified: Timespec {
-            tv_sec: number(&old.mtime, header.mtime())?.cast_signed(),
-            tv_nsec: 0,
+        modified: match extended.modified {
+            Some(modified) => modified,
+            None => Timespec {
+                tv_sec: number(&old.mtime, header.mtime())?.cast_signed(),
+                tv_nsec: 0,
+            },
         },
-        xattrs: Vec::new(),
+        xattrs: extended.xattrs,
     };
-    if let Some(extensions) = entry.pax_extensions().map_err(invalid)? {
-        for extension in extensions {
-            let extension = extension.map_err(invalid)?;
-            read_extension(
-                &mut attributes,
-                extension.key_bytes(),
-                extension.value_bytes(),
-            )
-            .map_err(refused)?;
+    let map = match node {
+        Node::File => {
+            let stored = entry.size();
+            extended.sparse.map(entry, stored).map_err(refused)?
         }
-    }
+        _ => None,
+    };
     Ok(Some(Wanted {
         path,
         node,
         attributes,
+        map,
     }))
 }
 
-fn read_extension(
-    attributes: &mut Attributes,
-    key: &[u8],
-    value: &[u8],
-) -> Result<(), &'static str> {
-    if key == b"mtime" {
-        attributes.modified = parse_time(value).ok_or("its mtime is not a time")?;
-    } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-        // These steer overlayfs itself: a layer could redirect a folder to another one.
-        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
-            return Err("it carries an attribute of overlayfs's own");
+/// What an entry's extended headers say.
+#[derive(Default)]
+struct Extended {
+    modified: Option<Timespec>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    sparse: sparse::Headers,
+}
+
+impl Extended {
+    fn read(&mut self, key: &[u8], value: &[u8]) -> Result<(), &'static str> {
+        if key == b"mtime" {
+            self.modified = Some(parse_time(value).ok_or("its mtime is not a time")?);
+        } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+            // These steer overlayfs itself: a layer could redirect a folder to another one.
+            if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+                return Err("it carries an attribute of overlayfs's own");
+            }
+            if name.is_empty() || name.contains(&0) {
+                return Err("it carries an attribute with no valid name");
+            }
+            self.xattrs.push((name.to_vec(), value.to_vec()));
+        } else {
+            self.sparse.read(key, value)?;
         }
-        if name.is_empty() || name.contains(&0) {
-            return Err("it carries an attribute with no valid name");
-        }
-        attributes.xattrs.push((name.to_vec(), value.to_vec()));
+        Ok(())
     }
-    Ok(())
 }
 
 /// Seconds since the epoch, with a fraction and a sign (pax).

@@ -349,3 +349,52 @@ fn a_name_leads_through_a_lower_layers_symlink() {
             .is_char_device()
     );
 }
+
+/// GNU tar's four ways to store a file with holes.
+#[test]
+fn sparse_files_keep_their_content_and_their_holes() {
+    use std::os::unix::fs::FileExt;
+    let source = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(source.path().join("disk")).unwrap();
+    file.set_len(8 << 20).unwrap();
+    // More pieces than an old header holds, and than fit a block of format 1.0's map.
+    for piece in 0..64 {
+        file.write_all_at(&[piece as u8 + 1; 4096], piece * (100 << 10) + (64 << 10))
+            .unwrap();
+    }
+    let whole = std::fs::read(source.path().join("disk")).unwrap();
+    for form in [
+        &["--format=gnu"][..],
+        &["--format=pax", "--sparse-version=0.0"],
+        &["--format=pax", "--sparse-version=0.1"],
+        &["--format=pax", "--sparse-version=1.0"],
+    ] {
+        let packed = std::process::Command::new("tar")
+            .args(form)
+            .args(["--sparse", "-cf", "-", "-C"])
+            .arg(source.path())
+            .arg("disk")
+            .output()
+            .unwrap();
+        assert!(packed.status.success() && packed.stdout.len() < 1 << 20);
+        let dir = tempfile::tempdir().unwrap();
+        let done = unpack(
+            packed.stdout.as_slice(),
+            dir.path(),
+            &[],
+            Limits::default(),
+            None,
+        );
+        assert_eq!(done.unwrap().size_bytes, 8 << 20);
+        let unpacked = dir.path().join("disk");
+        assert!(std::fs::read(&unpacked).unwrap() == whole, "{form:?}");
+        let blocks = unpacked.metadata().unwrap().blocks();
+        assert!(blocks * 512 < 6 << 20, "{form:?}: {blocks} blocks");
+        let small = Limits {
+            size_bytes: 1 << 20,
+            ..Limits::default()
+        };
+        let error = unpack(packed.stdout.as_slice(), dir.path(), &[], small, None);
+        assert!(matches!(error, Err(Error::TooLarge(_))), "{form:?}");
+    }
+}

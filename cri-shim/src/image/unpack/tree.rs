@@ -1,7 +1,7 @@
 //! The directory that a layer is unpacked into, and every effect on it.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,12 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::below::Found;
-use super::entry::{Attributes, Node};
+use super::entry::{Attributes, Node, Wanted};
 
 const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 pub(super) const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// What is looked at at once of a sparse file.
+const PIECE_BYTES: usize = 64 << 10;
 pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
 
 pub struct Tree {
@@ -60,14 +62,20 @@ impl Tree {
         })
     }
 
-    /// Makes one entry, in place of what the layer had there, and tells its real path.
+    /// Makes one entry, in place of what the layer had there, and tells its real path. Of a sparse file what is zero
+    /// isn't written.
     pub fn apply(
         &mut self,
-        path: &[Vec<u8>],
-        node: &Node,
-        attributes: &Attributes,
+        wanted: &Wanted,
+        sparse: bool,
         content: &mut impl Read,
     ) -> Result<Vec<Vec<u8>>, Error> {
+        let Wanted {
+            path,
+            node,
+            attributes,
+            ..
+        } = wanted;
         let entry = display(path);
         if *node == Node::Opaque {
             self.folder = None;
@@ -127,7 +135,7 @@ impl Tree {
                 if place.clear()? {
                     self.folder = None;
                 }
-                place.make(node, attributes, content)?;
+                place.make(node, attributes, sparse, content)?;
             }
         }
         Ok(real)
@@ -247,11 +255,7 @@ impl Tree {
             return Ok(());
         };
         let found = &below.status;
-        let owner = (
-            Some(Uid::from_raw(found.st_uid)),
-            Some(Gid::from_raw(found.st_gid)),
-        );
-        rustix::fs::chownat(folder, "", owner.0, owner.1, AtFlags::EMPTY_PATH)?;
+        set_owner(folder, found.st_uid, found.st_gid)?;
         for (name, value) in below.xattrs(path)? {
             set_xattr(&by_descriptor(folder), &name, &value)?;
         }
@@ -343,6 +347,7 @@ impl Place<'_> {
         &self,
         node: &Node,
         attributes: &Attributes,
+        sparse: bool,
         content: &mut impl Read,
     ) -> Result<(), Error> {
         let private = Mode::from_raw_mode(0o600);
@@ -360,7 +365,12 @@ impl Place<'_> {
                 let file = rustix::fs::openat(self.folder, self.name, flags, private)
                     .map_err(self.failed("make a file"))?;
                 let mut file = File::from(file);
-                io::copy(content, &mut file).map_err(|source| Error::Io {
+                let written = if sparse {
+                    copy_sparse(content, &mut file)
+                } else {
+                    io::copy(content, &mut file).map(drop)
+                };
+                written.map_err(|source| Error::Io {
                     entry: self.entry.to_owned(),
                     operation: "write it",
                     source,
@@ -379,7 +389,8 @@ impl Place<'_> {
         }
         let made = self.open(OFlags::PATH | OFlags::NOFOLLOW)?;
         if matches!(node, Node::Symlink(_)) {
-            set_owner(&made, attributes).map_err(self.failed("set its owner"))?;
+            set_owner(&made, attributes.uid, attributes.gid)
+                .map_err(self.failed("set its owner"))?;
             // There is no way to a symlink's attributes through its descriptor.
             let path = PathBuf::from(by_descriptor(self.folder)).join(join(&[self.name.to_vec()]));
             for (name, value) in &attributes.xattrs {
@@ -398,9 +409,29 @@ impl Place<'_> {
     }
 }
 
+/// Copies a file whose holes stay holes.
+fn copy_sparse(content: &mut impl Read, file: &mut File) -> io::Result<()> {
+    let mut piece = Vec::with_capacity(PIECE_BYTES);
+    let mut size = 0;
+    loop {
+        piece.clear();
+        let n = content.take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
+        if n == 0 {
+            return file.set_len(size);
+        }
+        size += n as u64;
+        if piece.iter().all(|&byte| byte == 0) {
+            file.seek(SeekFrom::Current(n.cast_signed() as i64))?;
+        } else {
+            file.write_all(&piece)?;
+        }
+    }
+}
+
 /// Owner first (chown clears setuid), then extended attributes (chown clears capabilities), then the mode.
 fn set_attributes(node: &impl AsFd, attributes: &Attributes, entry: &str) -> Result<(), Error> {
-    set_owner(node, attributes).map_err(|source| failed(entry, "set its owner", source))?;
+    set_owner(node, attributes.uid, attributes.gid)
+        .map_err(|source| failed(entry, "set its owner", source))?;
     for (name, value) in &attributes.xattrs {
         set_xattr(&by_descriptor(node), name, value)
             .map_err(|source| failed(entry, "set an extended attribute", source))?;
@@ -408,14 +439,9 @@ fn set_attributes(node: &impl AsFd, attributes: &Attributes, entry: &str) -> Res
     set_mode(node, attributes.mode).map_err(|source| failed(entry, "set its mode", source))
 }
 
-fn set_owner(node: &impl AsFd, attributes: &Attributes) -> rustix::io::Result<()> {
-    rustix::fs::chownat(
-        node,
-        "",
-        Some(Uid::from_raw(attributes.uid)),
-        Some(Gid::from_raw(attributes.gid)),
-        AtFlags::EMPTY_PATH,
-    )
+fn set_owner(node: &impl AsFd, uid: u32, gid: u32) -> rustix::io::Result<()> {
+    let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    rustix::fs::chownat(node, "", uid, gid, AtFlags::EMPTY_PATH)
 }
 
 fn set_xattr(path: &str, name: &[u8], value: &[u8]) -> rustix::io::Result<()> {
