@@ -108,10 +108,7 @@ impl Store {
             .iter()
             .map(|layer| {
                 let file = archive.open(&blob_name(&layer.digest))?;
-                Ok(LayerSource {
-                    blob: Some(layer.digest.clone()),
-                    open: Box::new(move || Ok(Box::new(file) as _)),
-                })
+                Ok(LayerSource::file(file, Some(layer.digest.clone())))
             })
             .collect::<Result<Vec<_>, Error>>()?;
         let size_bytes = config.size + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
@@ -150,10 +147,7 @@ impl Store {
         for layer in &image.layers {
             let file = archive.open(layer)?;
             size_bytes += file.metadata().map_err(Error::io("look at", layer))?.len();
-            sources.push(LayerSource {
-                blob: None,
-                open: Box::new(move || Ok(Box::new(file) as _)),
-            });
+            sources.push(LayerSource::file(file, None));
         }
         let mut names = Names::default();
         for tag in name.into_iter().chain(

@@ -2,8 +2,10 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use flate2::bufread::MultiGzDecoder;
@@ -15,6 +17,10 @@ use super::error::Error;
 use super::recipe::{Recipe, Recording};
 use super::store::{LAYER, Store};
 use super::unpack;
+
+/// Content goes from the thread that decompresses to the one that unpacks in pieces of this size, and so many wait.
+const PIECE_BYTES: usize = 64 << 10;
+const PIECES: usize = 16;
 
 /// An unpacked layer, as journalled under its chain id.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -93,10 +99,28 @@ pub(super) fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
 
 /// Where a layer's archive comes from.
 pub(super) struct LayerSource {
-    /// What the blob's digest has to be, if the image names it.
+    /// What the blob's digest has to be, if the image names it and nobody else checks it.
     pub blob: Option<Digest>,
     /// Opens the blob, compressed or not.
-    pub open: Box<dyn FnOnce() -> Result<Box<dyn Read + Send>, Error> + Send>,
+    pub open: Box<dyn Fn() -> Result<Box<dyn Read + Send>, Error> + Send>,
+    /// Whether it is worth another try after a failure; if not, what is to be told.
+    pub after_failure: Box<dyn Fn(Error) -> Result<(), Error> + Send>,
+}
+
+impl LayerSource {
+    pub fn file(file: File, blob: Option<Digest>) -> Self {
+        let open = move || {
+            let again = file
+                .try_clone()
+                .and_then(|mut file| file.rewind().map(|()| file));
+            Ok(Box::new(again.map_err(Error::io("open", "a layer"))?) as _)
+        };
+        Self {
+            blob,
+            open: Box::new(open),
+            after_failure: Box::new(Err),
+        }
+    }
 }
 
 impl Store {
@@ -128,7 +152,12 @@ impl Store {
             let guard = turn.lock().unwrap_or_else(PoisonError::into_inner);
             let directory = match self.layer_directory(chain) {
                 Some(directory) => directory,
-                None => self.unpack_layer(chain, diff_id, source, &below)?,
+                None => loop {
+                    match self.unpack_layer(chain, diff_id, &source, &below) {
+                        Ok(directory) => break directory,
+                        Err(failure) => (source.after_failure)(failure)?,
+                    }
+                },
             };
             drop(guard);
             below.insert(0, self.layer_path(directory));
@@ -140,7 +169,7 @@ impl Store {
         &self,
         chain: &Digest,
         diff_id: &Digest,
-        source: LayerSource,
+        source: &LayerSource,
         below: &[PathBuf],
     ) -> Result<u64, Error> {
         let number = self.next_number();
@@ -169,49 +198,133 @@ impl Store {
     }
 }
 
+/// Unpacks a layer on this thread, while another one decompresses and hashes it.
 fn unpack_verified(
     diff_id: &Digest,
-    source: LayerSource,
+    source: &LayerSource,
     (into, recipe_path): (&Path, &Path),
     below: &[PathBuf],
     limits: unpack::Limits,
 ) -> Result<unpack::Unpacked, Error> {
-    let read = |source| Error::Layer {
-        layer: diff_id.clone(),
-        source: unpack::Error::Read(source),
-    };
-    let mut blob = Hashing::new((source.open)()?);
+    let blob = (source.open)()?;
     let recipe = Recipe::create(recipe_path).map_err(Error::io("make", recipe_path))?;
     let recipe = RefCell::new(recipe);
-    let mut content = Hashing::new(Recording {
-        inner: decompress(&mut blob).map_err(read)?,
-        recipe: &recipe,
+    let (pieces, received) = sync_channel(PIECES);
+    let (unpacked, passed) = std::thread::scope(|scope| {
+        let passing = scope.spawn(move || pass(blob, &pieces));
+        let mut content = Recording {
+            inner: Received::new(received),
+            recipe: &recipe,
+        };
+        let unpacked = unpack::unpack(&mut content, into, below, limits, Some(&recipe));
+        let unpacked = unpacked.and_then(|unpacked| {
+            // What follows the archive's end is a part of the layer too.
+            let rest = std::io::copy(&mut content, &mut std::io::sink());
+            rest.map(|_| unpacked).map_err(unpack::Error::Read)
+        });
+        // Nobody takes more: the other thread ends.
+        drop(content);
+        (unpacked, passing.join())
     });
-    let unpacked =
-        unpack::unpack(&mut content, into, below, limits, Some(&recipe)).map_err(|source| {
-            Error::Layer {
-                layer: diff_id.clone(),
-                source,
-            }
-        })?;
-    let (found, _) = content.finish().map_err(read)?;
+    let unpacked = unpacked.map_err(|source| Error::Layer {
+        layer: diff_id.clone(),
+        source,
+    })?;
     let recipe = recipe.into_inner();
     recipe.finish().map_err(Error::io("write", recipe_path))?;
-    if found != *diff_id {
+    let Ok(Some(passed)) = passed else {
+        return Err(Error::Archive(format!(
+            "layer {diff_id} was not read to its end"
+        )));
+    };
+    if passed.content != *diff_id {
         return Err(Error::Mismatch {
             what: "an unpacked layer".into(),
             wanted: diff_id.clone(),
-            found,
+            found: passed.content,
         });
     }
-    let (found, _) = blob.finish().map_err(read)?;
-    match source.blob {
-        Some(wanted) if wanted != found => Err(Error::Mismatch {
+    match &source.blob {
+        Some(wanted) if *wanted != passed.blob => Err(Error::Mismatch {
             what: "a layer's blob".into(),
-            wanted,
-            found,
+            wanted: wanted.clone(),
+            found: passed.blob,
         }),
         _ => Ok(unpacked),
+    }
+}
+
+/// The digests of what passed.
+struct Passed {
+    content: Digest,
+    blob: Digest,
+}
+
+/// Decompresses and hashes a blob and hands its content on; `None` if nobody takes it, or it can't be read, which the
+/// taker has been told.
+fn pass(blob: impl Read + Send, pieces: &SyncSender<std::io::Result<Vec<u8>>>) -> Option<Passed> {
+    let mut blob = Hashing::new(blob);
+    let mut all = || {
+        let mut content = Hashing::new(decompress(&mut blob)?);
+        loop {
+            let mut piece = Vec::with_capacity(PIECE_BYTES);
+            let n = (&mut content)
+                .take(PIECE_BYTES as u64)
+                .read_to_end(&mut piece)?;
+            if n == 0 {
+                return content.finish().map(|(digest, _)| Some(digest));
+            }
+            if pieces.send(Ok(piece)).is_err() {
+                return Ok(None);
+            }
+        }
+    };
+    let content = all();
+    let passed = content.and_then(|content| {
+        content
+            .map(|content| {
+                let (blob, _) = blob.finish()?;
+                Ok(Passed { content, blob })
+            })
+            .transpose()
+    });
+    match passed {
+        Ok(passed) => passed,
+        Err(error) => {
+            // Nobody may be there to hear it.
+            let _ = pieces.send(Err(error));
+            None
+        }
+    }
+}
+
+/// What another thread hands over, as a reader.
+struct Received {
+    pieces: Receiver<std::io::Result<Vec<u8>>>,
+    piece: std::io::Cursor<Vec<u8>>,
+}
+
+impl Received {
+    fn new(pieces: Receiver<std::io::Result<Vec<u8>>>) -> Self {
+        Self {
+            pieces,
+            piece: std::io::Cursor::default(),
+        }
+    }
+}
+
+impl Read for Received {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            let n = self.piece.read(buffer)?;
+            if n > 0 || buffer.is_empty() {
+                return Ok(n);
+            }
+            match self.pieces.recv() {
+                Ok(piece) => self.piece = std::io::Cursor::new(piece?),
+                Err(_) => return Ok(0),
+            }
+        }
     }
 }
 

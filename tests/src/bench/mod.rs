@@ -4,6 +4,7 @@
 //! is the ratio.
 
 mod cni;
+mod image;
 mod launch;
 mod pods;
 mod policy;
@@ -28,6 +29,9 @@ pub fn run(names: &[&str]) -> anyhow::Result<bool> {
     }
     if wanted("cni") {
         cni::run(&program).context("bench cni")?;
+    }
+    if wanted("image") {
+        image::run(&program).context("bench image")?;
     }
     if wanted("policy") {
         policy::run().context("bench policy")?;

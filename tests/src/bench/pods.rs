@@ -79,7 +79,23 @@ pub fn run(program: &Path) -> anyhow::Result<()> {
 }
 
 /// A server that is stopped when this is dropped.
-struct Server(Child);
+pub(super) struct Server(Child);
+
+impl Server {
+    /// Starts it; what it has to say goes into `log`.
+    pub(super) fn start(mut command: Command, log: &Path) -> anyhow::Result<Self> {
+        let log = fs::File::create(log)?;
+        command.stdout(Stdio::null()).stderr(log);
+        let child = command
+            .spawn()
+            .with_context(|| format!("start {command:?}"))?;
+        Ok(Self(child))
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -88,7 +104,8 @@ impl Drop for Server {
     }
 }
 
-fn wait_for(socket: &Path) -> anyhow::Result<()> {
+/// Waits until somebody listens there.
+pub(super) fn wait_for(socket: &Path) -> anyhow::Result<()> {
     let start = Instant::now();
     while std::os::unix::net::UnixStream::connect(socket).is_err() {
         if start.elapsed() > Duration::from_secs(20) {
@@ -141,15 +158,8 @@ fn ours(program: &Path, folder: &Path) -> anyhow::Result<Value> {
         .arg(folder.join("root"))
         .arg("--state")
         .arg(folder.join("state"));
-    let log = fs::File::create(folder.join("log"))?;
-    let server = Server(
-        command
-            .arg("--config")
-            .arg(folder.join("config.toml"))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()?,
-    );
+    command.arg("--config").arg(folder.join("config.toml"));
+    let server = Server::start(command, &folder.join("log"))?;
     let measured = wait_for(&socket).and_then(|()| {
         let archive = image(&folder, IMAGE)?;
         run_program(
@@ -183,17 +193,9 @@ fn containerd(folder: &Path) -> anyhow::Result<Value> {
     );
     fs::write(folder.join("config.toml"), config)?;
     let socket = folder.join("containerd.sock");
-    let log = fs::File::create(folder.join("log"))?;
     let mut command = Command::new("containerd");
-    let server = Server(
-        command
-            .arg("--config")
-            .arg(folder.join("config.toml"))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .context("start containerd")?,
-    );
+    command.arg("--config").arg(folder.join("config.toml"));
+    let server = Server::start(command, &folder.join("log"))?;
     let measured = wait_for(&socket).and_then(|()| {
         for name in [IMAGE, PAUSE] {
             let archive = image(&folder, name)?;

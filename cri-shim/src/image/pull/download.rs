@@ -1,8 +1,10 @@
-//! Blobs on their way: one download of each at a time, whoever wants it, resumed where it broke off.
+//! Blobs on their way: one download of each at a time, whoever wants it, resumed where it broke off, and read while it
+//! arrives.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -11,7 +13,7 @@ use std::time::Duration;
 use http::StatusCode;
 use http_body_util::BodyExt;
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncWriteExt;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 
@@ -28,7 +30,18 @@ const BACKOFF: Duration = Duration::from_millis(200);
 /// How long a server may send nothing in the middle of a blob.
 const SILENCE: Duration = Duration::from_secs(30);
 
-type Outcome = Option<Result<(), Arc<Error>>>;
+/// As much is written at once.
+const PIECE_BYTES: usize = 512 << 10;
+
+/// How far a download is.
+#[derive(Debug, Default)]
+struct State {
+    /// The bytes in the file.
+    written: u64,
+    /// How often it has begun anew: then what was read before may not be what comes now.
+    begun_anew: u32,
+    outcome: Option<Result<(), Arc<Error>>>,
+}
 
 /// The downloads that are wanted, by repository and digest.
 #[derive(Debug)]
@@ -53,7 +66,7 @@ pub struct Download {
     path: PathBuf,
     received: Arc<AtomicU64>,
     turns: Arc<Semaphore>,
-    outcome: watch::Sender<Outcome>,
+    state: watch::Sender<State>,
     task: Mutex<Option<AbortHandle>>,
 }
 
@@ -78,7 +91,7 @@ impl Downloads {
             path,
             received: Arc::default(),
             turns: self.turns.clone(),
-            outcome: watch::Sender::new(None),
+            state: watch::Sender::new(State::default()),
             task: Mutex::new(None),
         });
         wanted.insert(key, Arc::downgrade(&download));
@@ -93,15 +106,18 @@ impl Download {
         if task.is_none() {
             let (registry, blob, path) =
                 (self.registry.clone(), self.blob.clone(), self.path.clone());
-            let (turns, outcome) = (self.turns.clone(), self.outcome.clone());
+            let (turns, state) = (self.turns.clone(), self.state.clone());
             let received = self.received.clone();
             // It holds none of `self`: letting go of the last reference ends it.
             let running = tokio::spawn(async move {
                 let result = match turns.acquire().await {
-                    Ok(_turn) => Transfer::new(&registry, &blob, path, &received).run().await,
+                    Ok(_turn) => {
+                        let transfer = Transfer::new(&registry, &blob, path, &received, &state);
+                        transfer.run().await
+                    }
                     Err(_) => Err(registry.failed("the server is ending")),
                 };
-                outcome.send_replace(Some(result.map_err(Arc::new)));
+                state.send_modify(|state| state.outcome = Some(result.map_err(Arc::new)));
             });
             *task = Some(running.abort_handle());
         }
@@ -112,25 +128,90 @@ impl Download {
         self.received.clone()
     }
 
-    /// Begins it if need be, and returns the blob's file when it is whole and has been checked.
+    /// Begins it if need be, and reads the blob as it arrives, on a thread that may wait. The end comes only when all
+    /// of it has been checked.
+    pub fn read(self: &Arc<Self>, runtime: &Handle) -> Reader {
+        self.begin();
+        let state = self.state.subscribe();
+        let begun_anew = state.borrow().begun_anew;
+        Reader {
+            download: self.clone(),
+            runtime: runtime.clone(),
+            state,
+            begun_anew,
+            file: None,
+            at: 0,
+        }
+    }
+
+    /// Waits for the end; how often it began anew.
     ///
     /// # Errors
     /// Why it couldn't be fetched.
-    pub async fn file(self: Arc<Self>) -> Result<File, Error> {
-        self.begin();
-        let mut outcome = self.outcome.subscribe();
-        let failed = |why: &dyn std::fmt::Display| {
-            self.registry
-                .failed(format!("fetch {}: {why}", self.blob.digest))
-        };
-        let found = outcome
-            .wait_for(Option::is_some)
-            .await
-            .map_err(|error| failed(&error))?;
-        match found.as_ref() {
-            Some(Ok(())) => File::open(&self.path).map_err(Error::io("open", &self.path)),
-            Some(Err(error)) => Err(failed(error)),
-            None => Err(failed(&"no outcome")),
+    pub async fn ended(&self) -> Result<u32, Error> {
+        let mut state = self.state.subscribe();
+        let ended = state.wait_for(|state| state.outcome.is_some()).await;
+        let ended = ended.map_err(|error| self.failed(&error))?;
+        match &ended.outcome {
+            Some(Err(error)) => Err(self.failed(error)),
+            _ => Ok(ended.begun_anew),
+        }
+    }
+
+    fn failed(&self, why: &dyn std::fmt::Display) -> Error {
+        self.registry
+            .failed(format!("fetch {}: {why}", self.blob.digest))
+    }
+}
+
+/// A blob that is read while it arrives.
+pub struct Reader {
+    download: Arc<Download>,
+    runtime: Handle,
+    state: watch::Receiver<State>,
+    begun_anew: u32,
+    file: Option<File>,
+    at: u64,
+}
+
+impl Reader {
+    /// How often the download had begun anew when this began to read.
+    pub fn begun_anew(&self) -> u32 {
+        self.begun_anew
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let (written, whole) = {
+                let state = self.state.borrow_and_update();
+                if let Some(Err(error)) = &state.outcome {
+                    return Err(io::Error::other(self.download.failed(error)));
+                }
+                if state.begun_anew != self.begun_anew {
+                    return Err(io::Error::other("its download began anew"));
+                }
+                (state.written, state.outcome.is_some())
+            };
+            let there = written.saturating_sub(self.at);
+            if there > 0 {
+                let file = match &self.file {
+                    Some(file) => file,
+                    None => self.file.insert(File::open(&self.download.path)?),
+                };
+                let room = buffer
+                    .len()
+                    .min(usize::try_from(there).unwrap_or(usize::MAX));
+                let n = file.read_at(buffer.get_mut(..room).unwrap_or_default(), self.at)?;
+                self.at += n as u64;
+                return Ok(n);
+            }
+            if whole {
+                return Ok(0);
+            }
+            let changed = self.runtime.block_on(self.state.changed());
+            changed.map_err(io::Error::other)?;
         }
     }
 }
@@ -159,6 +240,7 @@ struct Transfer<'a> {
     count: u64,
     /// The count, for who watches.
     received: &'a AtomicU64,
+    state: &'a watch::Sender<State>,
 }
 
 /// Why a transfer stopped.
@@ -175,6 +257,7 @@ impl<'a> Transfer<'a> {
         blob: &'a Descriptor,
         path: PathBuf,
         received: &'a AtomicU64,
+        state: &'a watch::Sender<State>,
     ) -> Self {
         Self {
             registry,
@@ -183,6 +266,7 @@ impl<'a> Transfer<'a> {
             hasher: Sha256::new(),
             count: 0,
             received,
+            state,
         }
     }
 
@@ -212,6 +296,12 @@ impl<'a> Transfer<'a> {
     }
 
     fn restart(&mut self) {
+        if self.count > 0 {
+            self.state.send_modify(|state| {
+                state.written = 0;
+                state.begun_anew += 1;
+            });
+        }
         self.hasher = Sha256::new();
         self.count = 0;
     }
@@ -227,45 +317,34 @@ impl<'a> Transfer<'a> {
             // It begins at the beginning, asked to or not.
             self.restart();
         }
-        let mut file = self
-            .open()
-            .map_err(|error| Stop::Wrong(Error::io("write", &self.path)(error)))?;
+        let mut file = Some(self.open().map_err(|error| self.unwritten(error))?);
         let mut body = answer.into_body();
+        let mut piece = Vec::new();
         loop {
-            let frame = match tokio::time::timeout(SILENCE, body.frame()).await {
-                Ok(None) => break,
-                Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(error))) => {
-                    return Err(self.broken(&mut file, error.to_string()).await);
+            let ended = match tokio::time::timeout(SILENCE, body.frame()).await {
+                Ok(None) => None,
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        piece.extend_from_slice(&data);
+                    }
+                    if piece.len() < PIECE_BYTES {
+                        continue;
+                    }
+                    self.write(&mut file, &mut piece).await?;
+                    continue;
                 }
-                Err(_) => {
-                    return Err(self
-                        .broken(&mut file, "the server sends nothing".into())
-                        .await);
-                }
+                Ok(Some(Err(error))) => Some(error.to_string()),
+                Err(_) => Some("the server sends nothing".into()),
             };
-            let Ok(data) = frame.into_data() else {
-                continue;
-            };
-            self.count += data.len() as u64;
-            if self.count > self.blob.size {
-                let why = format!(
-                    "blob {} is larger than the {} bytes that its manifest says",
-                    self.blob.digest, self.blob.size
-                );
-                return Err(Stop::Wrong(self.registry.failed(why)));
+            self.write(&mut file, &mut piece).await?;
+            if let Some(why) = ended {
+                return Err(self.broken(&why));
             }
-            self.received.store(self.count, Ordering::Relaxed);
-            self.hasher.update(&data);
-            let written = file.write_all(&data).await;
-            written.map_err(|error| Stop::Wrong(Error::io("write", &self.path)(error)))?;
+            break;
         }
-        file.flush()
-            .await
-            .map_err(|error| Stop::Wrong(Error::io("write", &self.path)(error)))?;
         if self.count < self.blob.size {
             let why = format!("it ended after {} of {} bytes", self.count, self.blob.size);
-            return Err(self.broken(&mut file, why).await);
+            return Err(self.broken(&why));
         }
         let found = Digest::from_hasher(self.hasher.clone());
         if found != self.blob.digest {
@@ -280,7 +359,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// The file, at the byte that comes next.
-    fn open(&self) -> io::Result<tokio::fs::File> {
+    fn open(&self) -> io::Result<File> {
         let mut file = File::options()
             .write(true)
             .create(true)
@@ -288,15 +367,43 @@ impl<'a> Transfer<'a> {
             .open(&self.path)?;
         file.set_len(self.count)?;
         file.seek(SeekFrom::End(0))?;
-        Ok(tokio::fs::File::from_std(file))
+        Ok(file)
     }
 
-    async fn broken(&self, file: &mut tokio::fs::File, why: String) -> Stop {
-        // What was written is counted; if it can't be, the digest will tell.
-        let _ = file.flush().await;
-        Stop::Broken(
-            self.registry
-                .failed(format!("fetch {}: {why}", self.blob.digest)),
-        )
+    /// Writes and hashes what has come, off the async threads, and tells the readers.
+    async fn write(&mut self, file: &mut Option<File>, piece: &mut Vec<u8>) -> Result<(), Stop> {
+        let count = self.count + piece.len() as u64;
+        if count > self.blob.size {
+            let why = format!(
+                "blob {} is larger than the {} bytes that its manifest says",
+                self.blob.digest, self.blob.size
+            );
+            return Err(Stop::Wrong(self.registry.failed(why)));
+        }
+        let Some(mut open) = file.take().filter(|_| !piece.is_empty()) else {
+            return Ok(());
+        };
+        let (mut hasher, bytes) = (std::mem::take(&mut self.hasher), std::mem::take(piece));
+        let written = tokio::task::spawn_blocking(move || {
+            hasher.update(&bytes);
+            open.write_all(&bytes).map(|()| (open, hasher, bytes))
+        });
+        let written = written.await.map_err(io::Error::other).flatten();
+        let (open, hasher, mut bytes) = written.map_err(|error| self.unwritten(error))?;
+        bytes.clear();
+        (*file, self.hasher, *piece) = (Some(open), hasher, bytes);
+        self.count = count;
+        self.received.store(count, Ordering::Relaxed);
+        self.state.send_modify(|state| state.written = count);
+        Ok(())
+    }
+
+    fn unwritten(&self, error: io::Error) -> Stop {
+        Stop::Wrong(Error::io("write", &self.path)(error))
+    }
+
+    fn broken(&self, why: &str) -> Stop {
+        let blob = &self.blob.digest;
+        Stop::Broken(self.registry.failed(format!("fetch {blob}: {why}")))
     }
 }

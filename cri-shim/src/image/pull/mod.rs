@@ -17,6 +17,7 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::digest::Digest;
 use super::document::{Descriptor, ImageConfig, Manifest};
@@ -92,7 +93,7 @@ impl Puller {
         // Kept until the layers are recorded: until then another pull shares them.
         let downloads = self.downloads(&registry, &config, &manifest.layers);
         progress.begin(watched(&downloads, &config, &manifest.layers));
-        let sources = sources(&downloads, &manifest.layers);
+        let sources = sources(&downloads);
         let size_bytes =
             described.size + manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
         let store = self.store.clone();
@@ -148,17 +149,34 @@ fn watched(
         .collect()
 }
 
-/// Layers that are waited for on the thread that unpacks. One that was there and is gone again is fetched after all.
-fn sources(downloads: &[Arc<Download>], layers: &[Descriptor]) -> Vec<LayerSource> {
-    let source = |(download, layer): (&Arc<Download>, &Descriptor)| {
-        let (download, runtime) = (download.clone(), tokio::runtime::Handle::current());
-        let open = move || Ok(Box::new(runtime.block_on(download.file())?) as _);
+/// Layers that are read on the thread that unpacks, while they arrive. One that was there and is gone again is fetched
+/// after all.
+fn sources(downloads: &[Arc<Download>]) -> Vec<LayerSource> {
+    let source = |download: &Arc<Download>| {
+        let runtime = tokio::runtime::Handle::current();
+        let (download, of_failure) = (download.clone(), download.clone());
+        let begun = Arc::new(AtomicU32::new(0));
+        let begun_anew = begun.clone();
+        let on = runtime.clone();
         LayerSource {
-            blob: Some(layer.digest.clone()),
-            open: Box::new(open),
+            // The download proves it.
+            blob: None,
+            open: Box::new(move || {
+                let reader = download.read(&on);
+                begun.store(reader.begun_anew(), Ordering::Relaxed);
+                Ok(Box::new(reader))
+            }),
+            after_failure: Box::new(move |failure| {
+                // Was it the layer, or what a host sent before another was asked?
+                let now = runtime.block_on(of_failure.ended())?;
+                if now == begun_anew.load(Ordering::Relaxed) {
+                    return Err(failure);
+                }
+                Ok(())
+            }),
         }
     };
-    downloads.iter().zip(layers).map(source).collect()
+    downloads.iter().map(source).collect()
 }
 
 async fn fetch(registry: &Registry, version: &Version) -> Result<Fetched, Error> {

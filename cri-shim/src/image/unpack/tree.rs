@@ -16,7 +16,7 @@ use super::entry::{Attributes, Node, Wanted};
 
 const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 pub(super) const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-/// What is looked at at once of a sparse file.
+/// What is copied at once.
 const PIECE_BYTES: usize = 64 << 10;
 pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
 
@@ -365,12 +365,7 @@ impl Place<'_> {
                 let file = rustix::fs::openat(self.folder, self.name, flags, private)
                     .map_err(self.failed("make a file"))?;
                 let mut file = File::from(file);
-                let written = if sparse {
-                    copy_sparse(content, &mut file)
-                } else {
-                    io::copy(content, &mut file).map(drop)
-                };
-                written.map_err(|source| Error::Io {
+                copy(content, &mut file, sparse).map_err(|source| Error::Io {
                     entry: self.entry.to_owned(),
                     operation: "write it",
                     source,
@@ -409,18 +404,18 @@ impl Place<'_> {
     }
 }
 
-/// Copies a file whose holes stay holes.
-fn copy_sparse(content: &mut impl Read, file: &mut File) -> io::Result<()> {
+/// Copies a file; the holes of a sparse one stay holes.
+fn copy(content: &mut impl Read, file: &mut File, sparse: bool) -> io::Result<()> {
     let mut piece = Vec::with_capacity(PIECE_BYTES);
     let mut size = 0;
     loop {
         piece.clear();
         let n = content.take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
         if n == 0 {
-            return file.set_len(size);
+            return if sparse { file.set_len(size) } else { Ok(()) };
         }
         size += n as u64;
-        if piece.iter().all(|&byte| byte == 0) {
+        if sparse && piece.iter().all(|&byte| byte == 0) {
             file.seek(SeekFrom::Current(n.cast_signed() as i64))?;
         } else {
             file.write_all(&piece)?;
@@ -457,7 +452,12 @@ fn supported(set: rustix::io::Result<()>) -> rustix::io::Result<()> {
 }
 
 fn set_mode(node: &impl AsFd, mode: u32) -> rustix::io::Result<()> {
-    rustix::fs::chmod(by_descriptor(node), Mode::from_raw_mode(mode))
+    let mode = Mode::from_raw_mode(mode);
+    match rustix::fs::fchmod(node, mode) {
+        // Opened as a mere path.
+        Err(Errno::BADF) => rustix::fs::chmod(by_descriptor(node), mode),
+        other => other,
+    }
 }
 
 fn mark_opaque(folder: &OwnedFd) -> rustix::io::Result<()> {
