@@ -342,6 +342,11 @@ pub enum Image {
         #[arg(required = true)]
         images: Vec<String>,
     },
+    /// Compare all that is stored with its digests; fails if something was changed or is gone.
+    Verify {
+        #[command(flatten)]
+        server: CriServer,
+    },
     /// Remove images, by name, digest or id.
     #[command(visible_alias = "rm")]
     Remove {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use cri_api::images::images_client::ImagesClient;
-use cri_api::images::{ImportRequest, ImportResponse, PinRequest, TagRequest};
+use cri_api::images::{ImportRequest, ImportResponse, PinRequest, TagRequest, VerifyRequest};
 use cri_api::v1::image_service_client::ImageServiceClient;
 use cri_api::v1::{ImageSpec, ListImagesRequest, RemoveImageRequest};
 use tokio::sync::mpsc;
@@ -66,6 +66,7 @@ pub async fn run(command: Image) -> anyhow::Result<()> {
         }
         Image::Pin { server, images } => pin(&socket(&server)?, images, true).await?,
         Image::Unpin { server, images } => pin(&socket(&server)?, images, false).await?,
+        Image::Verify { server } => verify(&socket(&server)?).await?,
         Image::Remove { server, images } => {
             let mut client = ImageServiceClient::new(connect(&socket(&server)?).await?);
             for image in images {
@@ -96,6 +97,26 @@ async fn pin(socket: &Path, images: Vec<String>, pinned: bool) -> anyhow::Result
             .map_err(said)
             .with_context(|| format!("pin {image}"))?;
     }
+    Ok(())
+}
+
+async fn verify(socket: &Path) -> anyhow::Result<()> {
+    let mut client = ImagesClient::new(connect(socket).await?);
+    let answer = client.verify(VerifyRequest {}).await.map_err(said)?;
+    let found = answer.into_inner();
+    for fault in &found.faults {
+        println!("{}: {}", fault.image, fault.why);
+    }
+    let (images, layers) = (found.images, found.layers);
+    let unproved = match found.unproved {
+        0 => String::new(),
+        count => format!(", {count} of them without a way to prove it"),
+    };
+    println!("{images} images, {layers} layers{unproved}");
+    anyhow::ensure!(
+        found.faults.is_empty(),
+        "remove the images named above, and pull them again"
+    );
     Ok(())
 }
 

@@ -7,12 +7,11 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
 use super::archive::blob_name;
 use super::digest::Digest;
 use super::error::Error;
-use super::recipe;
+use super::recipe::{self, Hashed};
 use super::reference::{Reference, Version};
 use super::store::{ImageRecord, Store};
 
@@ -112,13 +111,10 @@ impl Store {
                 continue;
             }
             append_header(archive, &blob_name(diff_id), size)?;
-            let mut out = Hashed {
-                out: archive.get_mut(),
-                hasher: Sha256::new(),
-            };
+            let mut out = Hashed::new(archive.get_mut());
             recipe::follow(&recipe, &self.layer_path(directory), &mut out)
                 .map_err(|error| failed(error.to_string()))?;
-            if Digest::from_hasher(out.hasher) != *diff_id {
+            if out.digest() != *diff_id {
                 return Err(failed(
                     "its files are not what its archive held: a name is in it twice, or they were changed".into(),
                 ));
@@ -190,22 +186,4 @@ fn pad(archive: &mut tar::Builder<impl Write>, size: u64) -> Result<(), Error> {
     io::copy(&mut io::repeat(0).take(rest), archive.get_mut())
         .map(drop)
         .map_err(Error::io("write", "the archive"))
-}
-
-/// A writer that hashes what passes.
-struct Hashed<'a, W> {
-    out: &'a mut W,
-    hasher: Sha256,
-}
-
-impl<W: Write> Write for Hashed<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.out.write(bytes)?;
-        self.hasher.update(bytes.get(..n).unwrap_or_default());
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
 }

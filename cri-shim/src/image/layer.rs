@@ -33,6 +33,9 @@ pub(super) struct LayerRecord {
     pub size_bytes: u64,
     /// The number of its entries.
     pub entries: u64,
+    /// One of its entries took the place of an earlier one, so that its archive can't be written again.
+    #[serde(default)]
+    pub replaces: bool,
 }
 
 /// How many hold each chain id, and each document that is on its way in.
@@ -189,6 +192,7 @@ impl Store {
             diff_id: diff_id.clone(),
             size_bytes: unpacked.size_bytes,
             entries: unpacked.entries,
+            replaces: unpacked.replaces,
         };
         // For this boot: a power cut may lose the files. `Store::settle` makes it last, once they are on disk.
         self.journal

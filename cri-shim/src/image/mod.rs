@@ -7,7 +7,7 @@
 //! layers below.
 //!
 //! [`Store::import`] takes an OCI archive or a docker archive, [`Store::import_layout`] an OCI layout's folder;
-//! [`Store::export`] writes one.
+//! [`Store::export`] writes one, and [`Store::verify`] proves what is there.
 
 mod archive;
 mod digest;
@@ -25,6 +25,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod unpack;
+mod verify;
 
 pub use digest::{Digest, InvalidDigest};
 pub use document::{Execution, ImageConfig, Platform};
@@ -35,3 +36,4 @@ pub use pull::{Credentials, InvalidProxy, LayerProgress, Progress, Proxies, Pull
 pub use reference::{InvalidReference, Reference, Version};
 pub use store::{FsUsage, ImageRecord, Store};
 pub use unpack::Limits;
+pub use verify::Verified;

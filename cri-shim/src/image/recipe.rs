@@ -11,6 +11,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use sha2::{Digest as _, Sha256};
+
+use super::digest::Digest;
 
 /// What may stand between two files' contents: headers, names, attributes, padding. A header that claims more is
 /// there to fill the memory.
@@ -219,6 +222,44 @@ pub fn follow(recipe: &Path, layer: &Path, out: &mut impl Write) -> io::Result<(
         }
     }
     Ok(())
+}
+
+/// The digest of the archive that a recipe makes.
+pub fn digest(recipe: &Path, layer: &Path) -> io::Result<Digest> {
+    let mut out = Hashed::new(io::sink());
+    follow(recipe, layer, &mut out)?;
+    Ok(out.digest())
+}
+
+/// A writer that hashes what passes.
+pub struct Hashed<W> {
+    out: W,
+    hasher: Sha256,
+}
+
+impl<W: Write> Hashed<W> {
+    pub fn new(out: W) -> Self {
+        Self {
+            out,
+            hasher: Sha256::new(),
+        }
+    }
+
+    pub fn digest(self) -> Digest {
+        Digest::from_hasher(self.hasher)
+    }
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.hasher.update(bytes.get(..n).unwrap_or_default());
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 fn open(folder: &OwnedFd, path: &[u8]) -> io::Result<File> {

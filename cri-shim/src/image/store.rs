@@ -463,6 +463,10 @@ impl Store {
             .join(self.next_number().to_string())
     }
 
+    pub(super) fn layer(&self, chain: &Digest) -> Option<LayerRecord> {
+        self.state().layers.get(chain).cloned()
+    }
+
     pub(super) fn layer_directory(&self, chain: &Digest) -> Option<u64> {
         self.state().layers.get(chain).map(|layer| layer.directory)
     }

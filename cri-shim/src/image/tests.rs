@@ -333,3 +333,74 @@ fn headers_without_end_do_not_fill_the_memory() {
     assert!(error.to_string().contains("no file's content"), "{error}");
     assert!(store.list().is_empty());
 }
+
+#[test]
+fn what_was_changed_on_disk_is_found() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    let image = tar_of(&oci(&[("a", "first"), ("b", "second")], "example.com/a:1"));
+    let other = tar_of(&oci(&[("a", "first"), ("c", "third")], "example.com/c:1"));
+    store.import(image.as_slice(), None).unwrap();
+    store.import(other.as_slice(), None).unwrap();
+    let verified = store.verify();
+    assert_eq!((verified.images, verified.layers), (2, 3));
+    assert!(verified.faults.is_empty() && verified.unproved == 0);
+
+    // A file of the layer that both share.
+    let shared = store.get("example.com/a:1").unwrap().layers[0].clone();
+    let path = store
+        .layer_path(store.layer_directory(&shared).unwrap())
+        .join("a");
+    std::fs::write(&path, "FIRST").unwrap();
+    let faults = store.verify().faults;
+    let images: Vec<&str> = faults.iter().map(|(image, _)| image.as_str()).collect();
+    assert_eq!(images, ["example.com/a:1", "example.com/c:1"]);
+    std::fs::write(&path, "first").unwrap();
+    assert!(store.verify().faults.is_empty());
+
+    // A document, and a whole layer.
+    let image = store.get("example.com/a:1").unwrap();
+    let document = root.path().join("images/blobs/sha256").join(image.id.hex());
+    std::fs::write(&document, "{}").unwrap();
+    let layer = store.layer_path(store.layer_directory(&image.layers[1]).unwrap());
+    std::fs::remove_dir_all(&layer).unwrap();
+    let whys: Vec<String> = store
+        .verify()
+        .faults
+        .into_iter()
+        .map(|(_, why)| why)
+        .collect();
+    assert_eq!(whys.len(), 2, "{whys:?}");
+    assert!(
+        whys[0].contains("has the digest") && whys[1].contains("is gone"),
+        "{whys:?}"
+    );
+}
+
+#[test]
+fn a_layer_that_holds_a_name_twice_is_unproved() {
+    let mut archive = tar::Builder::new(Vec::new());
+    for content in ["one", "three"] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        archive
+            .append_data(&mut header, "a", content.as_bytes())
+            .unwrap();
+    }
+    let layer = archive.into_inner().unwrap();
+    let config = json!({"os": "linux", "architecture": Platform::ours().architecture,
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(&layer)]}});
+    let files = BTreeMap::from([
+        ("config".to_owned(), serde_json::to_vec(&config).unwrap()),
+        ("layer".to_owned(), layer),
+        (
+            "manifest.json".to_owned(),
+            br#"[{"Config": "config", "RepoTags": ["a:1"], "Layers": ["layer"]}]"#.to_vec(),
+        ),
+    ]);
+    let root = tempfile::tempdir().unwrap();
+    let store = open(root.path());
+    store.import(tar_of(&files).as_slice(), None).unwrap();
+    let verified = store.verify();
+    assert_eq!((verified.unproved, verified.faults.len()), (1, 0));
+}

@@ -31,6 +31,8 @@ pub struct Unpacked {
     pub size_bytes: u64,
     /// The entries of its archive.
     pub entries: u64,
+    /// Whether one of them took the place of an earlier one.
+    pub replaces: bool,
 }
 
 /// Bounds on what one layer may unpack to.
@@ -87,6 +89,7 @@ pub fn unpack(
     let mut done = Unpacked {
         size_bytes: 0,
         entries: 0,
+        replaces: false,
     };
     for entry in archive.entries().map_err(Error::Read)? {
         let mut entry = entry.map_err(Error::Read)?;
@@ -120,7 +123,7 @@ pub fn unpack(
             told.map_err(Error::Read)?;
         }
     }
-    tree.finish()?;
+    done.replaces = tree.finish()?;
     Ok(done)
 }
 

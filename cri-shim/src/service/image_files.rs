@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use cri_api::images::images_server::Images;
 use cri_api::images::{
-    ExportRequest, ExportResponse, ImportRequest, ImportResponse, ImportedImage, Layer, PinRequest,
-    PinResponse, PullRequest, PullResponse, TagRequest, TagResponse,
+    ExportRequest, ExportResponse, ImageFault, ImportRequest, ImportResponse, ImportedImage, Layer,
+    PinRequest, PinResponse, PullRequest, PullResponse, TagRequest, TagResponse, VerifyRequest,
+    VerifyResponse,
 };
 use cri_api::v1::{ImageSpec, PullImageRequest};
 use tokio::sync::mpsc;
@@ -187,5 +188,19 @@ impl Images for ImageFiles {
         blocking(move || Ok(store.pin(&image, pinned)?)).await?;
         self.0.settle_images();
         Ok(Response::new(PinResponse {}))
+    }
+
+    async fn verify(&self, _: Request<VerifyRequest>) -> Result<Response<VerifyResponse>, Status> {
+        let store = self.0.images.clone();
+        let verified = blocking(move || Ok(store.verify())).await?;
+        let faults = verified.faults.into_iter();
+        Ok(Response::new(VerifyResponse {
+            images: verified.images as u64,
+            layers: verified.layers as u64,
+            unproved: verified.unproved as u64,
+            faults: faults
+                .map(|(image, why)| ImageFault { image, why })
+                .collect(),
+        }))
     }
 }

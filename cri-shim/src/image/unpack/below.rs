@@ -215,7 +215,7 @@ fn is_whiteout(status: &Stat) -> bool {
 }
 
 /// A node's extended attributes, but overlayfs' own.
-fn xattrs(folder: &OwnedFd, name: &[u8]) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(super) fn xattrs(folder: &OwnedFd, name: &[u8]) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let path =
         PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(join(&[name.to_vec()]));
     let mut names = vec![0_u8; 64 << 10];

@@ -398,3 +398,71 @@ fn sparse_files_keep_their_content_and_their_holes() {
         assert!(matches!(error, Err(Error::TooLarge(_))), "{form:?}");
     }
 }
+
+/// A hard link brings its target up from below; that isn't an entry of the layer, and a whiteout of it counts.
+#[test]
+fn a_whiteout_hides_what_a_link_brought_up() {
+    let below = Layer::new()
+        .file("c", "x")
+        .folder("d", 0o700)
+        .file("d/e", "y")
+        .file("d/f", "z")
+        .unpack(&[])
+        .unwrap();
+    let below = [below.path().to_path_buf()];
+    let dir = Layer::new()
+        .add("b", EntryType::Link, 0o644, "c")
+        .file(".wh.c", "")
+        .add("g", EntryType::Link, 0o644, "d/e")
+        .file(".wh.d", "")
+        .unpack(&below)
+        .unwrap();
+    let kind = |dir: &tempfile::TempDir, name: &str| {
+        dir.path()
+            .join(name)
+            .symlink_metadata()
+            .unwrap()
+            .file_type()
+    };
+    assert!(kind(&dir, "c").is_char_device() && kind(&dir, "d").is_char_device());
+    let read = |dir: &tempfile::TempDir, name: &str| std::fs::read_to_string(dir.path().join(name));
+    assert_eq!(
+        (
+            read(&dir, "b").unwrap().as_str(),
+            read(&dir, "g").unwrap().as_str()
+        ),
+        ("x", "y")
+    );
+
+    // A folder that came up takes the attributes of its own entry after all.
+    let coloured = Layer::new()
+        .xattr("user.colour", "red")
+        .folder("d", 0o700)
+        .unpack(&below)
+        .unwrap();
+    let dir = Layer::new()
+        .add("g", EntryType::Link, 0o644, "d/e")
+        .folder("d", 0o711)
+        .unpack(&[coloured.path().into(), below[0].clone()])
+        .unwrap();
+    let d = dir.path().join("d");
+    assert_eq!(d.metadata().unwrap().mode() & 0o7777, 0o711);
+    let mut value = [0; 4];
+    let colour = rustix::fs::getxattr(&d, "user.colour", &mut value);
+    assert_eq!(colour, Err(rustix::io::Errno::NODATA));
+
+    // An entry of the layer's own stays, and so does its folder.
+    let dir = Layer::new()
+        .add("g", EntryType::Link, 0o644, "d/e")
+        .add("h", EntryType::Link, 0o644, "d/f")
+        .file("d/f", "own")
+        .file(".wh.d", "")
+        .unpack(&below)
+        .unwrap();
+    assert_eq!(read(&dir, "d/f").unwrap(), "own");
+    assert!(read(&dir, "d/e").is_err());
+    let mut value = [0; 4];
+    let n =
+        rustix::fs::getxattr(dir.path().join("d"), "trusted.overlay.opaque", &mut value).unwrap();
+    assert_eq!(&value[..n], b"y");
+}

@@ -11,7 +11,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Error;
-use super::below::Found;
+use super::below::{Found, xattrs};
 use super::entry::{Attributes, Node, Wanted};
 
 const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
@@ -27,6 +27,11 @@ pub struct Tree {
     folder: Option<Folder>,
     /// Folders' times, set last, since making an entry changes its folder's.
     times: Vec<(Vec<Vec<u8>>, Timespec)>,
+    /// Whether an entry took the place of an earlier one.
+    replaces: bool,
+    /// What came up from the layers below, and the folders that were made for it: no entry's own, so a whiteout hides
+    /// it.
+    brought: Vec<Vec<Vec<u8>>>,
 }
 
 /// An open folder of the layer.
@@ -59,6 +64,8 @@ impl Tree {
                 .collect::<Result<_, _>>()?,
             folder: None,
             times: Vec::new(),
+            replaces: false,
+            brought: Vec::new(),
         })
     }
 
@@ -119,21 +126,29 @@ impl Tree {
             name,
             entry: &entry,
         };
+        if *node != Node::Whiteout {
+            self.brought.retain(|path| *path != real);
+        }
         match node {
-            Node::Whiteout => place.hide()?,
+            Node::Whiteout => {
+                self.folder = None;
+                self.send_back(&real);
+                place.hide()?;
+            }
             Node::Directory => {
                 // A symlink that an earlier entry made here is replaced, so a cached folder may be another one.
                 self.folder = None;
                 self.times.push((real.clone(), attributes.modified));
-                place.make_directory(attributes)?;
+                self.replaces |= place.make_directory(attributes)?;
             }
             Node::Hardlink(target) => {
-                place.clear()?;
+                self.replaces |= place.clear()?;
                 self.link(target, &place)?;
             }
             _ => {
                 if place.clear()? {
                     self.folder = None;
+                    self.replaces = true;
                 }
                 place.make(node, attributes, sparse, content)?;
             }
@@ -141,9 +156,10 @@ impl Tree {
         Ok(real)
     }
 
-    /// Sets the folders' times.
-    pub fn finish(self) -> Result<(), Error> {
-        for (path, modified) in self.times.iter().rev() {
+    /// Sets the folders' times, and tells whether an entry took the place of an earlier one.
+    pub fn finish(self) -> Result<bool, Error> {
+        // In their order: a folder may be mentioned twice.
+        for (path, modified) in &self.times {
             let entry = display(path);
             let folder = match rustix::fs::openat2(
                 &self.root,
@@ -160,7 +176,7 @@ impl Tree {
             set_times(&folder, *modified)
                 .map_err(|source| failed(&entry, "set its times", source))?;
         }
-        Ok(())
+        Ok(self.replaces)
     }
 
     /// Links to a node of this layer, or to one of a layer below, which then comes up into this one.
@@ -194,9 +210,43 @@ impl Tree {
         if found.own {
             return link(found.folder());
         }
+        for depth in 1..=parents.len() {
+            let path = parents.get(..depth).unwrap_or_default();
+            if matches!(self.own(path), Err(Errno::NOENT)) {
+                self.brought.push(path.to_vec());
+            }
+        }
         let folder = self.ensure_folder(&parents, place.entry)?;
         self.copy_up(&found, name, &folder, place.entry)?;
+        self.brought.push(path);
         link(&folder)
+    }
+
+    /// Removes what came up from below at a path and under it, but for folders that entries have gone into since.
+    fn send_back(&mut self, path: &[Vec<u8>]) {
+        let (gone, kept) = std::mem::take(&mut self.brought)
+            .into_iter()
+            .partition(|brought| brought.starts_with(path));
+        self.brought = kept;
+        let gone: Vec<Vec<Vec<u8>>> = gone;
+        for path in gone.iter().rev() {
+            let Some((name, parents)) = path.split_last() else {
+                continue;
+            };
+            let Ok(folder) = self.own(parents) else {
+                continue;
+            };
+            // A folder with entries of its own isn't empty.
+            let name = name.as_slice();
+            if rustix::fs::unlinkat(&folder, name, AtFlags::empty()).is_err() {
+                let _ = rustix::fs::unlinkat(&folder, name, AtFlags::REMOVEDIR);
+            }
+        }
+    }
+
+    /// Opens a folder of the layer by its real path.
+    fn own(&self, path: &[Vec<u8>]) -> rustix::io::Result<OwnedFd> {
+        rustix::fs::openat2(&self.root, &*join(path), FOLDER, Mode::empty(), INSIDE)
     }
 
     pub(super) fn root(&self) -> &OwnedFd {
@@ -210,7 +260,7 @@ impl Tree {
 
     /// Opens a folder of the layer by its real path, making what is missing of it.
     fn ensure_folder(&mut self, path: &[Vec<u8>], entry: &str) -> Result<OwnedFd, Error> {
-        match rustix::fs::openat2(&self.root, &*join(path), FOLDER, Mode::empty(), INSIDE) {
+        match self.own(path) {
             Ok(folder) => return Ok(folder),
             Err(Errno::NOENT) => {}
             Err(source) => return Err(failed(entry, "open its folder", source)),
@@ -234,7 +284,8 @@ impl Tree {
                     Err(Errno::EXIST) => false,
                     Err(source) => return Err(failed(entry, "make its folder", source)),
                 };
-            folder = rustix::fs::openat2(&self.root, &*join(here), FOLDER, Mode::empty(), INSIDE)
+            folder = self
+                .own(here)
                 .map_err(|source| failed(entry, "open its folder", source))?;
             if made {
                 self.inherit(&folder, here, below.as_ref())
@@ -326,21 +377,36 @@ impl Place<'_> {
         .map_err(self.failed("open it"))
     }
 
-    fn make_directory(&self, attributes: &Attributes) -> Result<(), Error> {
+    /// Tells whether it took the place of something else.
+    fn make_directory(&self, attributes: &Attributes) -> Result<bool, Error> {
         let kind = self
             .status()?
             .map(|status| (FileType::from_raw_mode(status.st_mode), status.st_rdev));
+        let mut replaces = false;
         if kind.map(|(kind, _)| kind) != Some(FileType::Directory) {
-            self.clear()?;
+            replaces = self.clear()?;
             rustix::fs::mkdirat(self.folder, self.name, Mode::from_raw_mode(0o755))
                 .map_err(self.failed("make a folder"))?;
         }
         let folder = self.open(FOLDER | OFlags::NOFOLLOW)?;
+        if !replaces && kind.is_some() {
+            // It may have others, of a folder below or an earlier entry.
+            let failed = self.failed("remove an extended attribute");
+            for (name, _) in xattrs(self.folder, self.name).map_err(&failed)? {
+                // A node on a host that labels has a label.
+                if name == b"security.selinux" {
+                    continue;
+                }
+                rustix::fs::removexattr(by_descriptor(&folder), name.as_slice())
+                    .map_err(&failed)?;
+            }
+        }
         // It takes a whiteout's place: what is below stays hidden.
         if kind == Some((FileType::CharacterDevice, 0)) {
             mark_opaque(&folder).map_err(self.failed("mark it opaque"))?;
         }
-        set_attributes(&folder, attributes, self.entry)
+        set_attributes(&folder, attributes, self.entry)?;
+        Ok(replaces)
     }
 
     pub fn make(
