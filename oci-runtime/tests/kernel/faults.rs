@@ -7,8 +7,7 @@ use std::fs::File;
 use std::process::{Command, Stdio};
 
 /// What the command itself does to the host.
-const OF_THE_COMMAND: &str =
-    "mkdir,openat,open,write,rename,socket,bind,listen,bpf,open_tree,mount_setattr,clone3,execveat";
+const OF_THE_COMMAND: &str = "mkdir,openat,open,write,rename,renameat2,unlink,socket,bind,listen,bpf,open_tree,mount_setattr,clone3,execveat";
 /// What only the container's process does.
 const OF_THE_CHILD: &str = "unshare,setsid,keyctl,sethostname,mount,move_mount,openat2,fsopen,fsconfig,fsmount,mkdirat,mknodat,symlinkat,pivot_root,umount2,dup2,close_range,chdir,accept4";
 

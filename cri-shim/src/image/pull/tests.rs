@@ -28,6 +28,11 @@ struct Manners {
     basic_for: Option<(String, String)>,
     /// Cuts every blob off after that many bytes of an answer.
     cut_after: Option<usize>,
+    /// Does so once, and then is out of order.
+    dies: bool,
+    /// Sends that many bytes of a blob, and the rest when it is let.
+    waits_after: Option<usize>,
+    may_go_on: Arc<tokio::sync::Notify>,
     /// Gives other bytes than were asked for.
     lies: bool,
     /// Has nothing.
@@ -48,7 +53,7 @@ impl Served {
 }
 
 /// An image of two layers, and the paths that a registry answers it under.
-fn image() -> HashMap<String, Vec<u8>> {
+fn image(first: usize) -> HashMap<String, Vec<u8>> {
     let mut files = HashMap::new();
     let blob = |files: &mut HashMap<String, Vec<u8>>, bytes: Vec<u8>| {
         let digest = Digest::of(&bytes);
@@ -67,7 +72,7 @@ fn image() -> HashMap<String, Vec<u8>> {
             .unwrap();
         archive.into_inner().unwrap()
     };
-    let layers = [layer("a", 100_000), layer("b", 3)];
+    let layers = [layer("a", first), layer("b", 3)];
     let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
     let layers: Vec<_> = layers
         .into_iter()
@@ -89,11 +94,16 @@ fn image() -> HashMap<String, Vec<u8>> {
 }
 
 async fn serve(manners: Manners) -> Served {
+    serve_image(manners, 100_000).await
+}
+
+/// With so many bytes in the first layer.
+async fn serve_image(manners: Manners, first: usize) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let served = Served {
         address,
-        files: Arc::new(image()),
+        files: Arc::new(image(first)),
         requests: Arc::default(),
         blobs: Arc::default(),
     };
@@ -111,11 +121,18 @@ async fn serve(manners: Manners) -> Served {
                 let service = service_fn(|request: Request<Incoming>| {
                     let uri = request.uri().to_string();
                     requests.lock().unwrap().push(uri.clone());
-                    if uri.contains("/blobs/") {
-                        blobs.fetch_add(1, Ordering::SeqCst);
+                    let asked = match uri.contains("/blobs/") {
+                        true => blobs.fetch_add(1, Ordering::SeqCst),
+                        false => 0,
+                    };
+                    // The configuration and two layers are asked for before one can break off.
+                    if manners.dies && asked >= 3 {
+                        return std::future::ready(Ok::<_, std::convert::Infallible>(status(
+                            StatusCode::INTERNAL_SERVER_ERROR,
+                        )));
                     }
                     let answer = answer(&manners, &address, &files, &request);
-                    async move { Ok::<_, std::convert::Infallible>(answer) }
+                    std::future::ready(Ok(answer))
                 });
                 let _ = hyper::server::conn::http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service)
@@ -213,6 +230,30 @@ fn answer(
             .unwrap()
     });
     let rest = content[range.unwrap_or(0)..].to_vec();
+    let waits = manners
+        .waits_after
+        .filter(|limit| path.contains("/blobs/") && *limit < rest.len());
+    if let Some(limit) = waits {
+        let (first, second) = rest.split_at(limit);
+        let pieces = [
+            Bytes::copy_from_slice(first),
+            Bytes::copy_from_slice(second),
+        ];
+        let go_on = manners.may_go_on.clone();
+        let pieces = futures::StreamExt::then(
+            futures::stream::iter(pieces.into_iter().enumerate()),
+            move |(index, piece)| {
+                let go_on = go_on.clone();
+                async move {
+                    if index > 0 {
+                        go_on.notified().await;
+                    }
+                    Ok(hyper::body::Frame::data(piece))
+                }
+            },
+        );
+        return Response::new(http_body_util::StreamBody::new(pieces).boxed());
+    }
     let mut response = match manners
         .cut_after
         .filter(|limit| path.contains("/blobs/") && *limit < rest.len())
@@ -349,7 +390,7 @@ async fn many_pulls_at_once_fetch_each_layer_once() {
     let (served, bench) = (serve(Manners::default()).await, bench());
     let reference = served.image();
     let progress = Progress::default();
-    let pulls = (0..20).map(|_| {
+    let pulls = (0..50).map(|_| {
         bench
             .puller
             .pull(&reference, Credentials::Anonymous, &progress)
@@ -369,7 +410,7 @@ async fn many_pulls_at_once_fetch_each_layer_once() {
     counts.sort_unstable();
     assert_eq!(
         counts,
-        [1, 1, 20],
+        [1, 1, 50],
         "two layers, and the configuration of each pull"
     );
 }
@@ -579,4 +620,70 @@ async fn a_proxy_is_asked_for_what_is_not_on_this_machine() {
         "{error}"
     );
     assert!(!error.contains("you"), "{error}");
+}
+
+fn unpacked_so_far(bench: &Bench) -> u64 {
+    let layers = std::fs::read_dir(bench.root.path().join("images/layers")).unwrap();
+    let sizes = layers.flatten().filter_map(|layer| {
+        let partial = layer.file_name().to_str()?.starts_with("partial-");
+        let file = layer.path().join("a").metadata().ok()?;
+        partial.then_some(file.len())
+    });
+    sizes.sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_is_unpacked_while_it_arrives() {
+    let manners = Manners {
+        waits_after: Some(2 << 20),
+        ..Default::default()
+    };
+    let may_go_on = manners.may_go_on.clone();
+    let (served, bench) = (serve_image(manners, 4 << 20).await, bench());
+    let reference = served.image();
+    let progress = Progress::default();
+    let pull = bench
+        .puller
+        .pull(&reference, Credentials::Anonymous, &progress);
+    let watch = async {
+        while unpacked_so_far(&bench) < 1 << 20 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        // Nobody may use it yet.
+        assert!(bench.store.state().layers.is_empty());
+        may_go_on.notify_one();
+    };
+    let (pulled, ()) = tokio::join!(pull, watch);
+    pulled.unwrap();
+    assert!(bench.store.verify().faults.is_empty());
+    assert_eq!(bench.ingests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_that_fails_half_way_is_left_for_the_registry() {
+    for dies in [true, false] {
+        // The other one sends what is something else from its first byte on.
+        let mirror = Manners {
+            cut_after: dies.then_some(1 << 20),
+            dies,
+            lies: !dies,
+            ..Default::default()
+        };
+        let mirror = serve_image(mirror, 3 << 20).await;
+        let real = serve_image(Manners::default(), 3 << 20).await;
+        let bench = bench();
+        bench.mirror("registry.example", &[&mirror.address], &real.address);
+        let reference = Reference::parse("registry.example/team/app:v1").unwrap();
+        let pulled = bench
+            .puller
+            .pull(&reference, Credentials::Anonymous, &Progress::default())
+            .await;
+        pulled.unwrap();
+        assert!(bench.store.verify().faults.is_empty());
+        let asked = real.requests.lock().unwrap();
+        let blobs = asked.iter().filter(|request| request.contains("/blobs/"));
+        // Only the layer that broke off; or all.
+        assert_eq!(blobs.count(), if dies { 1 } else { 3 }, "{asked:?}");
+        assert_eq!(bench.ingests(), 0);
+    }
 }
