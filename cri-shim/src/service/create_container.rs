@@ -182,6 +182,7 @@ impl Runtime {
                 .unwrap_or_else(|| image.id.to_string()),
             layers: image.layers.clone(),
             image_mounts: Vec::new(),
+            volumes: volumes(&image_config.volumes, &config.mounts),
             user,
             stop_signal: stop_signal(&config, &image_config.stop_signal)?,
             created_at_ns: now_ns(),
@@ -228,6 +229,20 @@ fn write_new(folder: &Path, specification: &Spec) -> Result<(), Error> {
         .open(folder.join(SPEC))
         .map_err(Error::io(what()))?;
     std::io::Write::write_all(&mut file, &bytes).map_err(Error::io(what()))
+}
+
+/// The image's volumes but those that the request mounts something at.
+fn volumes(of_image: &[String], mounts: &[Mount]) -> Vec<String> {
+    let volumes = of_image.iter().map(|volume| spec::clean_path(volume));
+    let mounted = |volume: &String| {
+        let mut places = mounts
+            .iter()
+            .map(|mount| spec::clean_path(&mount.container_path));
+        places.any(|place| place == *volume)
+    };
+    volumes
+        .filter(|volume| volume != "/" && !mounted(volume))
+        .collect()
 }
 
 fn stop_signal(config: &ContainerConfig, image: &str) -> Result<i32, Error> {

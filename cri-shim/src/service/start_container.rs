@@ -9,7 +9,9 @@ use cri_api::v1::{
 };
 use linux::cgroup::Cgroup;
 use linux::namespace::{self, NamespaceKind};
+use linux::path::Target;
 use oci_runtime::{LaunchPlan, LaunchResources, Rootfs};
+use oci_spec::runtime::Spec;
 use rustix::fs::OFlags;
 use tonic::Status;
 
@@ -18,7 +20,9 @@ use crate::keeper::{KeeperError, LaunchReply, LaunchRequest};
 use crate::runtime::{Runtime, blocking};
 use crate::sandbox::Held;
 use crate::spec::{self, SHM, sandbox_namespaces_of};
-use crate::state::{Container, ContainerStatus, ImageMount, Launched, Sandbox, now_ns};
+use crate::state::{
+    Container, ContainerRecord, ContainerStatus, ImageMount, Launched, Sandbox, now_ns,
+};
 
 /// What upstream's runtimes report for a container whose program couldn't be started.
 const START_ERROR_CODE: i32 = 128;
@@ -144,7 +148,7 @@ impl Runtime {
         pid_namespace: Option<OwnedFd>,
     ) -> Result<(LaunchPlan, Vec<OwnedFd>, Option<OwnedFd>), Error> {
         let record = &container.record;
-        let specification = self.read_spec(&record.id)?;
+        let mut specification = self.read_spec(&record.id)?;
         if let Some(folder) = record.log_path.as_deref().and_then(Path::parent) {
             std::fs::create_dir_all(folder)
                 .map_err(Error::io(format!("make log folder {}", folder.display())))?;
@@ -161,8 +165,9 @@ impl Runtime {
         namespaces.extend(pins.uts.map(|pin| (NamespaceKind::Uts, pin)));
         namespaces.extend(pid_namespace.map(|pin| (NamespaceKind::Pid, pin)));
         let memory_events = cgroup.oom_counter().ok();
-        let mut resources =
-            LaunchResources::new(&record.id, Rootfs::Detached(self.mount_rootfs(container)?));
+        let rootfs = self.mount_rootfs(container)?;
+        let volumes = volumes(&rootfs, record, &mut specification)?;
+        let mut resources = LaunchResources::new(&record.id, Rootfs::Detached(rootfs));
         resources.bundle = self.container_folder(&record.id);
         resources.cgroup = Some(cgroup);
         resources.namespaces = namespaces;
@@ -170,6 +175,7 @@ impl Runtime {
             .shm
             .map(|shm| (PathBuf::from(SHM), shm))
             .into_iter()
+            .chain(volumes)
             .collect();
         for mount in &record.image_mounts {
             let target = spec::clean_path(&mount.container_path);
@@ -270,10 +276,38 @@ impl Runtime {
     }
 
     /// A container's cgroup.
-    pub(super) fn container_cgroup(
-        &self,
-        record: &crate::state::ContainerRecord,
-    ) -> Result<Cgroup, Error> {
+    pub(super) fn container_cgroup(&self, record: &ContainerRecord) -> Result<Cgroup, Error> {
         Ok(self.cgroups.at(&record.cgroup)?)
     }
+}
+
+/// Makes the image's volumes. They are a part of the container's own writable layer, with what the image has in them,
+/// and go with it; where the root file system is read-only, they stay writable.
+fn volumes(
+    rootfs: &OwnedFd,
+    record: &ContainerRecord,
+    specification: &mut Spec,
+) -> Result<Vec<(PathBuf, OwnedFd)>, Error> {
+    let root = specification.root().as_ref();
+    let readonly = root.and_then(|root| root.readonly()).unwrap_or(false);
+    let mut bound = Vec::new();
+    for volume in &record.volumes {
+        let folder = linux::path::ensure_in_root(rootfs, Path::new(volume), Target::Directory)?;
+        if !readonly {
+            continue;
+        }
+        match linux::mount::bind_fd(&folder, false) {
+            Ok(mount) => bound.push((PathBuf::from(volume), mount)),
+            // Before Linux 6.15 a mount that is nowhere can't be bound.
+            Err(error) if error.is(rustix::io::Errno::INVAL.raw_os_error()) => {
+                tracing::warn!(container = %record.id, volume, "the image's volume stays read-only on this kernel");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mounts = bound.iter().map(|(volume, _)| spec::volume(volume));
+    let mounts = mounts.chain(specification.mounts().iter().flatten().cloned());
+    let mounts = mounts.collect();
+    specification.set_mounts(Some(mounts));
+    Ok(bound)
 }

@@ -10,7 +10,7 @@ mod signal;
 mod tests;
 mod user;
 
-pub use mounts::{Files, SHM, clean as clean_path};
+pub use mounts::{Files, SHM, clean as clean_path, volume};
 pub use process::exec as exec_process;
 pub use resources::{cgroup_resources, is_empty as resources_are_empty};
 pub use signal::{name as signal_name, parse as parse_signal};

@@ -1,6 +1,6 @@
 //! The mount table: what every container has, the sandbox's files, and the request's mounts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cri_api::v1::{LinuxContainerSecurityContext, Mount as Asked, MountPropagation};
 use oci_spec::runtime::Mount;
@@ -130,6 +130,12 @@ fn bind(asked: &Asked) -> Result<Mount, Error> {
         &asked.host_path,
         &["rbind", propagation, access],
     ))
+}
+
+/// An image's volume, which comes as a descriptor.
+pub fn volume(path: &Path) -> Mount {
+    let path = path.to_string_lossy();
+    mount(&path, "bind", &path, &["rbind", "rprivate", "rw"])
 }
 
 /// A rootfs takes part in propagation only if a mount in it does.

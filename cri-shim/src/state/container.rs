@@ -35,6 +35,9 @@ pub struct ContainerRecord {
     /// The images that are mounted in it.
     #[serde(default)]
     pub image_mounts: Vec<ImageMount>,
+    /// The image's volumes that no mount of the request takes the place of.
+    #[serde(default)]
+    pub volumes: Vec<String>,
     pub user: User,
     /// What StopContainer sends first.
     pub stop_signal: i32,

@@ -296,3 +296,45 @@ async fn a_pull_is_watched_and_its_image_tagged_pinned_and_exported() {
     drop(registry);
     node.shut_down();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_images_volume_is_writable_in_a_read_only_root() {
+    let mut node = Node::start().await;
+    let name = "test.local/volumes:1";
+    let layer = crate::node::busybox_layer();
+    let volumes =
+        json!({"Entrypoint": ["/bin/sh"], "Volumes": {"/root": {}, "/new/deep": {}, "/etc": {}}});
+    node.import(crate::node::image(name, &[layer], volumes), "")
+        .await
+        .unwrap();
+    let config = node.sandbox_config("volumes");
+    let sandbox = node.run_sandbox(&config).await.unwrap();
+    for readonly in [true, false] {
+        let mut container = crate::node::script_config(&format!("c{readonly}"), "exec sleep 1000");
+        container.image = Some(ImageSpec {
+            image: name.into(),
+            ..Default::default()
+        });
+        // What the request mounts takes the volume's place.
+        container.mounts = vec![cri_api::v1::Mount {
+            container_path: "/etc/".into(),
+            host_path: node.dir.path().display().to_string(),
+            readonly: true,
+            ..Default::default()
+        }];
+        let linux = container.linux.get_or_insert_default();
+        linux
+            .security_context
+            .get_or_insert_default()
+            .readonly_rootfs = readonly;
+        let id = node.create(&sandbox, &config, container).await.unwrap();
+        node.start_container(&id).await.unwrap();
+        let script = "echo a >/root/x && echo b >/new/deep/y && read a </root/x && read b </new/deep/y && echo $a $b; \
+             (echo c >/tmp/z) 2>/dev/null && echo written; (echo d >/etc/w) 2>/dev/null || echo refused";
+        let said = node.exec_text(&id, &["/bin/sh", "-c", script]).await;
+        let written = if readonly { "" } else { "written\n" };
+        assert_eq!(said, format!("a b\n{written}refused\n"));
+    }
+    node.remove_sandbox(&sandbox).await;
+    node.shut_down();
+}

@@ -570,6 +570,15 @@ pub fn script_config(name: &str, script: &str) -> ContainerConfig {
 
 /// An OCI archive of one image: Debian's busybox, with a user and an environment of its own.
 pub fn busybox_image() -> Vec<u8> {
+    image(
+        IMAGE,
+        &[busybox_layer()],
+        json!({"Env": ["FROM_IMAGE=yes"], "Entrypoint": ["/bin/sh"]}),
+    )
+}
+
+/// Its layer: a shell and accounts.
+pub fn busybox_layer() -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
     let mut add = |path: &str, kind: tar::EntryType, mode: u32, content: &[u8]| {
         let mut header = tar::Header::new_gnu();
@@ -607,11 +616,7 @@ pub fn busybox_image() -> Vec<u8> {
         0o644,
         b"root:x:0:\nlogs:x:50:web\n",
     );
-    image(
-        IMAGE,
-        &[layer.into_inner().unwrap()],
-        json!({"Env": ["FROM_IMAGE=yes"], "Entrypoint": ["/bin/sh"]}),
-    )
+    layer.into_inner().unwrap()
 }
 
 /// An OCI archive of one image.
