@@ -5,6 +5,7 @@ pub mod cni;
 mod config;
 pub mod image;
 pub mod keeper;
+mod metrics;
 mod runtime;
 mod sandbox;
 pub mod scribe;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::sandbox::{Cgroups, Pins, SandboxFiles};
 use crate::service::Error;
 use crate::state::{Container, Events, Operations, Sandbox, State};
@@ -24,6 +25,7 @@ pub struct Runtime {
     pub pins: Pins,
     pub operations: Operations<String>,
     pub streams: streaming::Server,
+    pub metrics: Metrics,
     /// The server is ending: streams that have no end of their own end with it.
     pub shutdown: CancellationToken,
 }

@@ -2,6 +2,7 @@
 //! that nobody needs.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,13 +14,14 @@ use cri_api::images::images_server::ImagesServer;
 use cri_api::v1::image_service_server::ImageServiceServer;
 use cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use journal::Journal;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::cni::BuiltinPlugins;
 use crate::config::Config;
+use crate::metrics::{Metrics, Timed};
 use crate::runtime::Runtime;
 use crate::sandbox::{CgroupError, Cgroups, Pins};
 use crate::service::{self, ImageFiles, Service};
@@ -60,6 +62,11 @@ pub enum Error {
     Cgroups(#[from] CgroupError),
     #[error("take over what an earlier server left: {0}")]
     Recover(String),
+    #[error("metrics_address {address}: {source}")]
+    Metrics {
+        address: SocketAddr,
+        source: io::Error,
+    },
     #[error("serve {path}: {source}")]
     Serve {
         path: PathBuf,
@@ -97,14 +104,21 @@ pub async fn run(
         .recover()
         .await
         .map_err(|error: service::Error| Error::Recover(error.to_string()))?;
-    let followed = tokio::spawn(runtime.clone().follow_exits());
+    let mut tasks = tokio::task::JoinSet::new();
+    if let Some(address) = runtime.config.metrics_address {
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| Error::Metrics { address, source })?;
+        tasks.spawn(runtime.metrics.clone().serve(listener));
+    }
+    tasks.spawn(runtime.clone().follow_exits());
     runtime.settle_images();
     let listener = bind(&listen)?;
     tracing::info!(socket = %listen.display(), "serving CRI");
     // The receiver may not care.
     let _ = ready.send(());
     let served = serve(&runtime, listener, &shutdown).await;
-    followed.abort();
+    drop(tasks);
     // A socket that nobody serves only misleads.
     let _ = std::fs::remove_file(&listen);
     served.map_err(|source| Error::Serve {
@@ -122,7 +136,11 @@ async fn serve(
     shutdown: &CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let service = Service(runtime.clone());
+    let timed = Timed {
+        metrics: runtime.metrics.clone(),
+    };
     let server = tonic::transport::Server::builder()
+        .layer(timed)
         .add_service(
             RuntimeServiceServer::new(service.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -196,6 +214,7 @@ async fn open(
         pins,
         operations: Operations::default(),
         streams,
+        metrics: Metrics::default(),
         shutdown: shutdown.clone(),
     })
 }

@@ -241,18 +241,21 @@ pub struct Kubelet {
 /// `orlop cri`
 #[derive(Args, Clone, Debug)]
 pub struct Cri {
-    /// The unix socket to listen on.
-    #[arg(long, default_value = "/run/orlop/cri.sock", value_name = "PATH")]
-    pub listen: PathBuf,
-    /// Folder of images and of what outlives a reboot.
-    #[arg(long, default_value = "/var/lib/orlop", value_name = "DIR")]
-    pub root: PathBuf,
-    /// Folder of what dies with the kernel.
-    #[arg(long, default_value = "/run/orlop", value_name = "DIR")]
-    pub state: PathBuf,
-    /// A configuration file, TOML.
+    /// The unix socket to listen on [default: /run/orlop/cri.sock]
+    #[arg(long, value_name = "PATH")]
+    pub listen: Option<PathBuf>,
+    /// Folder of images and of what outlives a reboot [default: /var/lib/orlop]
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Folder of what dies with the kernel [default: /run/orlop]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// A configuration file, TOML; flags count before it.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Print the configuration with its documentation, as a file, and end.
+    #[arg(long)]
+    pub print_config: bool,
 }
 
 /// `orlop proxy`

@@ -189,11 +189,15 @@ async fn cri(options: cli::Cri) -> anyhow::Result<()> {
         None => cri_shim::Config::default(),
     };
     let config = cri_shim::Config {
-        listen: options.listen,
-        root: options.root,
-        state: options.state,
+        listen: options.listen.unwrap_or(config.listen),
+        root: options.root.unwrap_or(config.root),
+        state: options.state.unwrap_or(config.state),
         ..config
     };
+    if options.print_config {
+        print!("{}", config.documented());
+        return Ok(());
+    }
     let (ready, _is_ready) = oneshot::channel();
     until_signal(async |stop| {
         cri_shim::run(config, node::plugin, stop, ready)

@@ -23,6 +23,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("strace", "strace"),
     ("umoci", "umoci"),
     ("skopeo", "skopeo"),
+    ("buildah", "buildah"),
     ("getfattr", "attr"),
     ("docker-registry", "docker-registry"),
     ("gcc", "gcc"),

@@ -14,6 +14,8 @@ mod digest;
 mod document;
 mod error;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod import;
 mod layer;
 mod pull;

@@ -76,12 +76,14 @@ impl Runtime {
         let this = self.clone();
         let pull = async move {
             let begun = std::time::Instant::now();
-            let pulled = this
-                .puller
-                .pull(&reference, credentials, &progress)
-                .await
-                .map_err(Error::from)?;
-            tracing::info!(image = %reference, id = %pulled.id, seconds = begun.elapsed().as_secs_f64(), "pulled");
+            let pulled = this.puller.pull(&reference, credentials, &progress).await;
+            let (whole, manifest) = (begun.elapsed(), progress.manifest_after());
+            let bytes = progress.received_bytes();
+            this.metrics.pulled(manifest, whole, bytes, pulled.is_ok());
+            let pulled = pulled.map_err(Error::from)?;
+            let manifest = manifest.unwrap_or_default();
+            tracing::info!(image = %reference, id = %pulled.id, bytes, seconds = whole.as_secs_f64(),
+                manifest_seconds = manifest.as_secs_f64(), "pulled");
             this.settle_images();
             Ok(pulled.id.to_string())
         };

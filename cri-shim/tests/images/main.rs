@@ -1,6 +1,7 @@
 //! The image store against others' registry server, and under faults.
 
 mod faults;
+mod others;
 mod registry;
 
 use std::path::Path;

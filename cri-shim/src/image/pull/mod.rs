@@ -29,6 +29,8 @@ use super::store::Store;
 use download::{Download, Downloads};
 use registry::Registry;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use auth::Challenge;
 pub use auth::Credentials;
 pub use progress::{LayerProgress, Progress};
 pub use proxy::{InvalidProxy, Proxies};

@@ -1,14 +1,29 @@
 //! How far a pull is, for whoever watches.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::image::digest::Digest;
 use crate::image::store::Store;
 
 /// A pull's layers, once its manifest is known.
-#[derive(Debug, Default)]
-pub struct Progress(Mutex<Vec<Layer>>);
+#[derive(Debug)]
+pub struct Progress {
+    layers: Mutex<Vec<Layer>>,
+    since: Instant,
+    manifest: OnceLock<Duration>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            layers: Mutex::default(),
+            since: Instant::now(),
+            manifest: OnceLock::new(),
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -31,12 +46,25 @@ pub struct LayerProgress {
 
 impl Progress {
     pub(super) fn begin(&self, layers: Vec<Layer>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = layers;
+        self.manifest.get_or_init(|| self.since.elapsed());
+        *self.layers.lock().unwrap_or_else(PoisonError::into_inner) = layers;
+    }
+
+    /// How long it took until the manifest was known, if it is.
+    pub fn manifest_after(&self) -> Option<Duration> {
+        self.manifest.get().copied()
+    }
+
+    /// The bytes that have come.
+    pub fn received_bytes(&self) -> u64 {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let received = layers.iter().map(|layer| &layer.received_bytes);
+        received.map(|bytes| bytes.load(Ordering::Relaxed)).sum()
     }
 
     /// The layers, lowest first; none before the manifest is known.
     pub fn layers(&self, store: &Store) -> Vec<LayerProgress> {
-        let layers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
         layers
             .iter()
             .map(|layer| LayerProgress {
