@@ -452,9 +452,17 @@ pub fn detach(path: &Path) -> Result<()> {
 /// # Errors
 /// EINVAL where the old root is the initial file system, under which nothing can be moved; see [`leave_initramfs`].
 pub fn pivot_root(root: impl AsFd) -> Result<()> {
+    let old = rustix::fs::open(
+        "/",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context("open", || "/")?;
     rustix::process::fchdir(root).context("fchdir", || "new root")?;
-    // The old root ends up on top of the new one, and the current directory stays the new one's.
     rustix::process::pivot_root(".", ".").context("pivot_root", || "")?;
+    // The old root is on top of the new one now. From here "." is the old one: the new one's mounts keep their
+    // propagation.
+    rustix::process::fchdir(&old).context("fchdir", || "old root")?;
     set_propagation(Path::new("."), Propagation::Slave, true)?;
     detach(Path::new("."))?;
     rustix::process::chdir("/").context("chdir", || "/")

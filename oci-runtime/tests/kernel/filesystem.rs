@@ -171,3 +171,39 @@ fn an_id_mapped_mount_shows_its_files_as_the_containers() {
         "on disk it is the host's root's"
     );
 }
+
+/// A bind that is to be `rshared` stays in its source's peer group, so that what is mounted in it reaches the host.
+#[test]
+fn what_is_mounted_in_a_shared_volume_reaches_the_host_and_in_a_slave_does_not() {
+    let script = "mount -t tmpfs inner /volume/inner && touch /volume/inner/file /volume/done; exec sleep 100";
+    for (propagation, seen) in [("rshared", "1\n"), ("rslave", "0\n")] {
+        let mut bundle = Bundle::new(script).with_capabilities(&["CAP_SYS_ADMIN"]);
+        let volume = bundle.path("volume");
+        std::fs::create_dir_all(volume.join("inner")).unwrap();
+        bundle.add_mount(
+            json!({"destination": "/volume", "type": "bind", "source": volume,
+            "options": ["rbind", propagation]}),
+        );
+        bundle.linux()["rootfsPropagation"] = json!(propagation);
+        let runtime = bundle.command(&["run", "--detach", &bundle.id]);
+        let program = runtime.get_program().to_string_lossy();
+        let (volume, root) = (volume.display(), bundle.state_root());
+        let runtime = format!("{program} --root {}", root.display());
+        let host = format!(
+            "mount --make-rshared / && mount --bind {volume} {volume} && mount --make-shared {volume}
+            {runtime} run --detach {id} </dev/null >/dev/null 2>&1
+            for i in $(seq 1000); do [ -e {volume}/done ] && break; sleep 0.01; done
+            ls {volume}/inner | grep -c file
+            {runtime} delete --force {id}",
+            id = bundle.id,
+        );
+        let output = std::process::Command::new("unshare")
+            .args(["--mount", "sh", "-c", &host])
+            .current_dir(bundle.path(""))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let listed = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(listed, seen, "{propagation}: {said}");
+    }
+}
