@@ -70,9 +70,6 @@ impl Reference {
                 "the repository must be lower-case words of letters, digits, '.', '_' and '-'",
             ));
         }
-        if path.len() > 255 {
-            return Err(invalid("the repository is longer than 255 bytes"));
-        }
         if !domain.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
             || !domain
                 .bytes()
@@ -84,6 +81,10 @@ impl Reference {
             "docker.io" if !path.contains('/') => format!("library/{path}"),
             _ => path.to_owned(),
         };
+        // With what is put before it: the name is written so, and read again.
+        if path.len() > 255 {
+            return Err(invalid("the repository is longer than 255 bytes"));
+        }
         let tag = tag.unwrap_or("latest");
         if !is_tag(tag) {
             return Err(invalid(
@@ -200,5 +201,13 @@ mod tests {
         ] {
             assert!(Reference::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_longest_name_is_read_as_it_is_written() {
+        let long = Reference::parse(&"x".repeat(247)).unwrap();
+        assert_eq!(Reference::parse(&long.to_string()).unwrap(), long);
+        assert!(Reference::parse(&"x".repeat(248)).is_err());
+        assert!(Reference::parse(&format!("a.b/{}", "x".repeat(255))).is_ok());
     }
 }

@@ -144,6 +144,17 @@ impl Download {
         }
     }
 
+    /// Begins it if need be, and reads a small blob whole.
+    ///
+    /// # Errors
+    /// As [`Download::ended`], and those of reading the file.
+    pub async fn bytes(self: &Arc<Self>) -> Result<Vec<u8>, Error> {
+        self.begin();
+        self.ended().await?;
+        let read = tokio::fs::read(&self.path).await;
+        read.map_err(Error::io("read", &self.path))
+    }
+
     /// Waits for the end; how often it began anew.
     ///
     /// # Errors
@@ -350,7 +361,7 @@ impl<'a> Transfer<'a> {
         if found != self.blob.digest {
             let wanted = self.blob.digest.clone();
             return Err(Stop::Wrong(Error::Mismatch {
-                what: "a layer's blob".into(),
+                what: "a blob".into(),
                 wanted,
                 found,
             }));

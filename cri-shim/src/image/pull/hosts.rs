@@ -1,6 +1,7 @@
 //! Where a registry's content is really fetched from: hosts files in the form of containerd's `certs.d`.
 //!
-//! `FOLDER/<registry>/hosts.toml`, or `FOLDER/_default/hosts.toml` for every other one:
+//! `FOLDER/<registry>/hosts.toml`, or `FOLDER/_default/hosts.toml` for every other one (without such a file the
+//! folder's certificates count, as with Docker):
 //!
 //! ```toml
 //! server = "https://registry.example.com"        # asked last; the registry itself if absent
@@ -104,9 +105,15 @@ pub struct Error {
 /// # Errors
 /// When a hosts file for it is there and can't be read.
 pub fn endpoints(registry: &str, folders: &[PathBuf]) -> Result<Vec<Endpoint>, Error> {
+    // Where a colon can't be in a folder's name.
+    let escaped = registry
+        .split_once(':')
+        .map(|(host, port)| format!("{host}_{port}_"));
+    let names = [escaped.as_deref(), Some(registry), Some("_default")];
     for folder in folders {
-        for name in [registry, "_default"] {
-            let path = folder.join(name).join("hosts.toml");
+        for name in names.into_iter().flatten() {
+            let folder = folder.join(name);
+            let path = folder.join("hosts.toml");
             match std::fs::read_to_string(&path) {
                 Ok(text) => return parse(registry, &text, &path),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -117,9 +124,43 @@ pub fn endpoints(registry: &str, folders: &[PathBuf]) -> Result<Vec<Endpoint>, E
                     });
                 }
             }
+            if folder.is_dir() {
+                return with_certificates(registry, &folder).map(|host| vec![host]);
+            }
         }
     }
     Ok(vec![itself(registry)])
+}
+
+/// The registry itself with a folder's certificates, as Docker has them: `*.crt` are authorities, `*.cert` and the
+/// `*.key` of the same name a client's.
+fn with_certificates(registry: &str, folder: &Path) -> Result<Endpoint, Error> {
+    let unread = |error: std::io::Error| Error {
+        path: folder.into(),
+        why: error.to_string(),
+    };
+    let entries = std::fs::read_dir(folder).map_err(unread)?;
+    let mut paths = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(unread)?;
+    paths.sort();
+    let mut host = itself(registry);
+    for path in paths {
+        match path.extension().and_then(|kind| kind.to_str()) {
+            Some("crt") => host.authorities.push(path),
+            Some("cert") => {
+                let key = path.with_extension("key");
+                if !key.exists() {
+                    let why = format!("{} is missing for this certificate", key.display());
+                    return Err(Error { path, why });
+                }
+                host.clients.push((path, key));
+            }
+            _ => {}
+        }
+    }
+    Ok(host)
 }
 
 fn parse(registry: &str, text: &str, path: &Path) -> Result<Vec<Endpoint>, Error> {
@@ -256,6 +297,25 @@ mod tests {
         assert_eq!(base("localhost:5000"), "http://localhost:5000/v2");
         assert_eq!(base("127.0.0.1:5000"), "http://127.0.0.1:5000/v2");
         assert_eq!(base("[::1]:5000"), "http://[::1]:5000/v2");
+    }
+
+    #[test]
+    fn a_folder_without_a_hosts_file_has_certificates() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("example.com_5000_");
+        std::fs::create_dir(&folder).unwrap();
+        for name in ["ca.crt", "client.cert", "client.key", "notes"] {
+            std::fs::write(folder.join(name), "").unwrap();
+        }
+        let find = || endpoints("example.com:5000", &[dir.path().into()]);
+        let found = find().unwrap();
+        assert_eq!(found[0].base, "https://example.com:5000/v2");
+        assert_eq!(found[0].authorities, [folder.join("ca.crt")]);
+        let pair = (folder.join("client.cert"), folder.join("client.key"));
+        assert_eq!(found[0].clients, [pair]);
+        std::fs::remove_file(folder.join("client.key")).unwrap();
+        let error = find().unwrap_err().to_string();
+        assert!(error.contains("client.key is missing"), "{error}");
     }
 
     #[test]

@@ -27,7 +27,7 @@ use super::layer::{LayerSource, chain_ids};
 use super::reference::{Reference, Version};
 use super::store::Store;
 use download::{Download, Downloads};
-use registry::Registry;
+use registry::{DOCUMENT_LIMIT_BYTES, Registry};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) use auth::Challenge;
@@ -90,7 +90,10 @@ impl Puller {
         let described = manifest
             .config
             .ok_or_else(|| registry.failed("its manifest names no configuration"))?;
-        let config_bytes = registry.blob_bytes(&described.digest).await?;
+        let config_download = self
+            .downloads
+            .of(&registry, &described, self.store.ingest_path());
+        let config_bytes = self.config(&registry, &config_download, &described).await?;
         let config: ImageConfig = parse("the image's configuration", &config_bytes)?;
         // Kept until the layers are recorded: until then another pull shares them.
         let downloads = self.downloads(&registry, &config, &manifest.layers);
@@ -103,8 +106,28 @@ impl Puller {
             store.install(&config_bytes, sources, names, size_bytes)
         })
         .await;
-        drop(downloads);
+        drop((downloads, config_download));
         installed.map_err(|error| registry.failed(error.to_string()))?
+    }
+
+    /// The configuration: the store's if it has it.
+    async fn config(
+        &self,
+        registry: &Registry,
+        download: &Arc<Download>,
+        described: &Descriptor,
+    ) -> Result<Vec<u8>, Error> {
+        let known = self.store.read_blob(&described.digest);
+        if let Ok(bytes) = known
+            && Digest::of(&bytes) == described.digest
+        {
+            return Ok(bytes);
+        }
+        if described.size > DOCUMENT_LIMIT_BYTES as u64 {
+            let size = described.size;
+            return Err(registry.failed(format!("its configuration has {size} bytes")));
+        }
+        download.bytes().await
     }
 
     /// Begins to fetch the layers that the store lacks.

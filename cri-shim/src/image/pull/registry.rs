@@ -24,7 +24,7 @@ use crate::image::error::Error;
 use crate::image::reference::Reference;
 
 /// Documents are small; more is an attack or a mistake.
-const DOCUMENT_LIMIT_BYTES: usize = 16 << 20;
+pub const DOCUMENT_LIMIT_BYTES: usize = 16 << 20;
 /// How often a server that is busy or stumbles is asked again, and how long after at first.
 const RETRIES: u32 = 3;
 const BACKOFF: Duration = Duration::from_millis(250);
@@ -164,30 +164,6 @@ impl Registry {
             .ask(hosts, &format!("manifests/{wanted}"), headers)
             .await?;
         self.read(response).await
-    }
-
-    /// A small blob, checked against its digest; a host that gives something else is not asked twice.
-    ///
-    /// # Errors
-    /// As [`Registry::manifest`], and [`Error::Mismatch`].
-    pub async fn blob_bytes(&self, digest: &Digest) -> Result<Vec<u8>, Error> {
-        let mut skip = 0;
-        loop {
-            let response = self.blob(digest, 0, skip).await?;
-            let bytes = self.read(response).await?;
-            let found = Digest::of(&bytes);
-            if found == *digest {
-                return Ok(bytes);
-            }
-            skip += 1;
-            if skip >= self.hosts() {
-                return Err(Error::Mismatch {
-                    what: "a configuration".into(),
-                    wanted: digest.clone(),
-                    found,
-                });
-            }
-        }
     }
 
     /// A blob from a byte on, of the hosts after the first `skip`.

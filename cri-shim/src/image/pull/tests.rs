@@ -379,8 +379,8 @@ async fn an_image_is_pulled_by_tag_and_by_digest_and_its_layers_once() {
     assert_eq!(again.id, pulled.id);
     assert_eq!(
         served.blobs.load(Ordering::SeqCst),
-        4,
-        "only the configuration is asked for again"
+        3,
+        "all of it was there"
     );
     assert_eq!(bench.ingests(), 0);
 }
@@ -408,11 +408,7 @@ async fn many_pulls_at_once_fetch_each_layer_once() {
     }
     let mut counts: Vec<usize> = layers.into_values().collect();
     counts.sort_unstable();
-    assert_eq!(
-        counts,
-        [1, 1, 50],
-        "two layers, and the configuration of each pull"
-    );
+    assert_eq!(counts, [1, 1, 1], "two layers and the configuration");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -533,7 +529,7 @@ async fn a_server_that_lies_is_found_out_and_leaves_nothing() {
         )
         .await
         .unwrap_err();
-    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    assert!(error.to_string().contains("has the digest"), "{error}");
     assert!(bench.store.list().is_empty());
     assert_eq!(bench.ingests(), 0);
 }
