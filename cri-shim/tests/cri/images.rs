@@ -309,6 +309,8 @@ async fn an_images_volume_is_writable_in_a_read_only_root() {
         .unwrap();
     let config = node.sandbox_config("volumes");
     let sandbox = node.run_sandbox(&config).await.unwrap();
+    let mounted = node.dir.path().join("mounted");
+    std::fs::create_dir(&mounted).unwrap();
     for readonly in [true, false] {
         let mut container = crate::node::script_config(&format!("c{readonly}"), "exec sleep 1000");
         container.image = Some(ImageSpec {
@@ -318,7 +320,7 @@ async fn an_images_volume_is_writable_in_a_read_only_root() {
         // What the request mounts takes the volume's place.
         container.mounts = vec![cri_api::v1::Mount {
             container_path: "/etc/".into(),
-            host_path: node.dir.path().display().to_string(),
+            host_path: mounted.display().to_string(),
             readonly: true,
             ..Default::default()
         }];
