@@ -208,29 +208,42 @@ async fn cri(options: cli::Cri) -> anyhow::Result<()> {
 }
 
 async fn proxy(options: cli::Proxy) -> anyhow::Result<()> {
-    if options.flags.cleanup || options.cleanup_kube_proxy {
+    let flags = &options.flags;
+    match flags.version.as_deref() {
+        None | Some("false") => {}
+        Some(_) => {
+            println!("orlop {}", env!("CARGO_PKG_VERSION"));
+            return Ok(());
+        }
+    }
+    if flags.switches.cleanup || options.cleanup_kube_proxy {
         return remove_rules(&options);
     }
     let host_name = address::host_name()?;
-    let loaded = options.flags.load(&host_name)?;
-    let client = match &loaded.kubeconfig {
-        Some(kubeconfig) => node::client(kubeconfig).await?,
-        None => node::in_cluster_client().context(
-            "no --kubeconfig, no clientConnection.kubeconfig in --config, and no service account of a pod",
-        )?,
-    };
-    if options.flags.dump {
+    if let Some(path) = &flags.write_config_to {
+        let text = flags.file()?.text()?;
+        return fs::write(path, text).with_context(|| format!("write {}", path.display()));
+    }
+    let mut loaded = flags.load(&host_name)?;
+    loaded
+        .config
+        .bridge
+        .get_or_insert_with(|| cri_shim::cni::DEFAULT_BRIDGE.to_owned());
+    if flags.switches.init_only {
+        proxy::prepare(&mut loaded.config);
+        return Ok(());
+    }
+    let client = proxy_client(&loaded).await?;
+    if flags.dump {
         let text = proxy::dump(&loaded.config, &client).await;
         print!("{}", text.context("read Services from the API server")?);
         return Ok(());
     }
+    set_oom_score_adj(loaded.oom_score_adj);
     let policy = options
         .network_policy
         .then(|| proxy::policy::Config::new(&loaded.config.node_name));
-    let mut config = loaded.config;
-    config
-        .bridge
-        .get_or_insert_with(|| cri_shim::cni::DEFAULT_BRIDGE.to_owned());
+    let config = loaded.config;
     until_signal(async |stop| {
         let services = async {
             proxy::run(config, client.clone(), stop.clone())
@@ -250,8 +263,32 @@ async fn proxy(options: cli::Proxy) -> anyhow::Result<()> {
     .await
 }
 
+/// By the kubeconfig, or as the service account of the pod that this runs in.
+async fn proxy_client(loaded: &proxy::kube_proxy::Loaded) -> anyhow::Result<kube::Client> {
+    if let Some(kubeconfig) = &loaded.kubeconfig {
+        return node::client_of(kubeconfig, loaded.master.as_deref()).await;
+    }
+    if let Some(master) = &loaded.master {
+        let url = master
+            .parse()
+            .with_context(|| format!("--master {master}"))?;
+        return Ok(kube::Client::try_from(kube::Config::new(url))?);
+    }
+    node::in_cluster_client().context(
+        "no --kubeconfig, no clientConnection.kubeconfig in --config, no --master, and no service account of a pod",
+    )
+}
+
+/// As kube-proxy, which is among the last that the kernel ends for want of memory. Without the right to it the process
+/// goes on with what it has.
+fn set_oom_score_adj(score: i32) {
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        tracing::warn!(%error, "oom_score_adj can't be set to {score}: it stays as it is");
+    }
+}
+
 fn remove_rules(options: &cli::Proxy) -> anyhow::Result<()> {
-    if options.flags.cleanup {
+    if options.flags.switches.cleanup {
         proxy::policy::cleanup().context("remove the network policies' rules")?;
         proxy::cleanup().context("remove the service rules")?;
     }

@@ -300,9 +300,17 @@ pub fn in_cluster_client() -> anyhow::Result<Client> {
 
 /// A client from a kubeconfig file.
 pub async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
+    client_of(kubeconfig, None).await
+}
+
+/// A client from a kubeconfig file, of the API server at another URL if one is given.
+pub async fn client_of(kubeconfig: &Path, url: Option<&str>) -> anyhow::Result<Client> {
     let read = kube::config::Kubeconfig::read_from(kubeconfig)
         .with_context(|| format!("read {}", kubeconfig.display()))?;
     let config = kube::Config::from_custom_kubeconfig(read, &Default::default()).await;
-    let config = config.with_context(|| format!("use {}", kubeconfig.display()))?;
+    let mut config = config.with_context(|| format!("use {}", kubeconfig.display()))?;
+    if let Some(url) = url {
+        config.cluster_url = url.parse().with_context(|| format!("--master {url}"))?;
+    }
     Client::try_from(config).with_context(|| format!("use {}", kubeconfig.display()))
 }

@@ -28,6 +28,7 @@ mod worker;
 
 pub use config::{Config, ConntrackSettings, DetectLocal, NodePortAddresses, Progress};
 pub use dump::dump;
+pub use sysctl::prepare;
 
 use crate::service::object::{EndpointSlice, Node, Service};
 use crate::source::follow;

@@ -1,6 +1,6 @@
 //! Kernel settings without which no packet of a Service arrives.
 
-use crate::config::ConntrackSettings;
+use crate::config::{Config, ConntrackSettings, DetectLocal};
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,8 +18,22 @@ fn ensure(name: &str, value: &str) {
     }
 }
 
+/// Sets what the configuration needs of the kernel in this network namespace. A bridge whose packets pass the IP layer
+/// afterwards needs no care of the rules, and is taken out of the configuration.
+pub fn prepare(config: &mut Config) {
+    let ipv6 = matches!(&config.detect_local, DetectLocal::Networks(networks)
+        if networks.iter().any(|network| network.addr().is_ipv6()));
+    enable_forwarding(ipv6);
+    if let Some(settings) = &config.conntrack {
+        set_conntrack(settings);
+    }
+    if config.bridge.is_some() && enable_bridge_filtering() {
+        config.bridge = None;
+    }
+}
+
 /// Lets the node pass packets on.
-pub fn enable_forwarding(ipv6: bool) {
+fn enable_forwarding(ipv6: bool) {
     ensure("net.ipv4.ip_forward", "1");
     if ipv6 {
         keep_router_advertisements();
@@ -52,7 +66,7 @@ pub fn enable_bridge_filtering() -> bool {
 }
 
 /// Sets connection tracking's limits. A larger limit that is there already stays.
-pub fn set_conntrack(settings: &ConntrackSettings) {
+fn set_conntrack(settings: &ConntrackSettings) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
     let wanted = settings
         .max_per_core

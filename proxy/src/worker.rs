@@ -1,6 +1,6 @@
 //! The thread that turns the API's changes into transactions.
 
-use crate::config::{Config, DetectLocal, Progress};
+use crate::config::{Config, Progress};
 use crate::events::Events;
 use crate::health::{Health, ServiceHealth};
 use crate::metrics::Metrics;
@@ -72,15 +72,7 @@ impl Worker {
         events: Events,
     ) -> Result<Worker, Error> {
         let socket = Socket::open().map_err(Error::Socket)?;
-        let ipv6 = matches!(&config.detect_local, DetectLocal::Networks(networks)
-            if networks.iter().any(|network| network.addr().is_ipv6()));
-        sysctl::enable_forwarding(ipv6);
-        if let Some(settings) = &config.conntrack {
-            sysctl::set_conntrack(settings);
-        }
-        if config.bridge.is_some() && sysctl::enable_bridge_filtering() {
-            config.bridge = None;
-        }
+        sysctl::prepare(&mut config);
         let node = NodeFacts::named(&config.node_name);
         let tables = [Family::Ip, Family::Ip6]
             .into_iter()

@@ -9,7 +9,7 @@ pub use flags::Flags;
 
 use crate::config::{Config, ConntrackSettings, DetectLocal, NodePortAddresses};
 use ipnet::IpNet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,6 +53,10 @@ pub struct Loaded {
     pub config: Config,
     /// `clientConnection.kubeconfig`; none means the service account's.
     pub kubeconfig: Option<PathBuf>,
+    /// `--master`: the API server's URL, in place of the kubeconfig's.
+    pub master: Option<String>,
+    /// What the process's oom_score_adj is to be.
+    pub oom_score_adj: i32,
 }
 
 impl KubeProxyConfiguration {
@@ -62,46 +66,76 @@ impl KubeProxyConfiguration {
     /// [`Error::Field`] for a mode that isn't there, an address or a network that can't be parsed.
     pub fn load(&self, host_name: &str) -> Result<Loaded, Error> {
         check_mode(&self.mode)?;
-        let name = if self.hostname_override.is_empty() {
-            host_name
-        } else {
-            &self.hostname_override
-        };
-        let timings = &self.nftables;
-        let bit = timings.masquerade_bit.unwrap_or(14);
+        let (field, rules) = self.rules();
+        let bit = rules.masquerade_bit.unwrap_or(14);
         let masquerade_bit = u8::try_from(bit).ok().filter(|bit| *bit < 32);
+        let (healthz, metrics) = match self.bind_address.parse::<IpAddr>() {
+            Ok(IpAddr::V6(_)) => ("[::]:10256", "[::1]:10249"),
+            Ok(IpAddr::V4(_)) => ("0.0.0.0:10256", "127.0.0.1:10249"),
+            Err(_) if self.bind_address.is_empty() => ("0.0.0.0:10256", "127.0.0.1:10249"),
+            Err(_) => {
+                let problem = format!("{:?} is no address", self.bind_address);
+                return Err(Error::field("bindAddress", problem));
+            }
+        };
+        let oom_score_adj = self.oom_score_adj.unwrap_or(-999);
+        if !(-1000..=1000).contains(&oom_score_adj) {
+            return Err(Error::field("oomScoreAdj", "must be from -1000 to 1000"));
+        }
         let config = Config {
             detect_local: self.detect_local()?,
-            masquerade_all: timings.masquerade_all,
+            masquerade_all: rules.masquerade_all,
             masquerade_bit: masquerade_bit
-                .ok_or_else(|| Error::field("nftables.masqueradeBit", "must be from 0 to 31"))?,
-            node_port_addresses: node_port_addresses(&self.node_port_addresses)?,
-            min_sync_period: duration(
-                "nftables.minSyncPeriod",
-                timings.min_sync_period.as_deref(),
-            )?,
+                .ok_or_else(|| Error::field(field.masquerade_bit, "must be from 0 to 31"))?,
+            node_port_addresses: node_port_addresses(&self.mode, &self.node_port_addresses)?,
+            min_sync_period: duration(field.min_sync_period, rules.min_sync_period.as_deref())?,
             bridge: (!self.detect_local.bridge_interface.is_empty())
                 .then(|| self.detect_local.bridge_interface.clone()),
             healthz_address: address(
                 "healthzBindAddress",
                 &self.healthz_bind_address,
-                "0.0.0.0:10256",
+                healthz,
                 10256,
             )?,
             metrics_address: address(
                 "metricsBindAddress",
                 &self.metrics_bind_address,
-                "127.0.0.1:10249",
+                metrics,
                 10249,
             )?,
             conntrack: Some(self.conntrack.settings()?),
-            ..Config::new(name, Vec::new())
+            ..Config::new(self.node_name(host_name)?, Vec::new())
         };
         let kubeconfig = Some(&self.client_connection.kubeconfig).filter(|path| !path.is_empty());
         Ok(Loaded {
             config,
             kubeconfig: kubeconfig.map(PathBuf::from),
+            master: None,
+            oom_score_adj,
         })
+    }
+
+    /// The settings of the rules, by the mode, and what the file calls them.
+    fn rules(&self) -> (RuleFields, &file::Rules) {
+        match self.mode.as_str() {
+            "nftables" => (RuleFields::NFTABLES, &self.nftables),
+            _ => (RuleFields::IPTABLES, &self.iptables),
+        }
+    }
+
+    /// As upstream, the overriding name is trimmed and in lower case.
+    fn node_name(&self, host_name: &str) -> Result<String, Error> {
+        if self.hostname_override.is_empty() {
+            return Ok(host_name.to_owned());
+        }
+        let name = self.hostname_override.trim().to_lowercase();
+        if name.is_empty() {
+            return Err(Error::field(
+                "hostnameOverride",
+                "it is blank: leave it out, or name the Node",
+            ));
+        }
+        Ok(name)
     }
 
     fn detect_local(&self) -> Result<DetectLocal, Error> {
@@ -110,13 +144,16 @@ impl KubeProxyConfiguration {
             "" | "ClusterCIDR" if networks.is_empty() => Ok(DetectLocal::Unknown),
             "" | "ClusterCIDR" => Ok(DetectLocal::Networks(networks)),
             "NodeCIDR" => Ok(DetectLocal::NodeNetworks),
-            "BridgeInterface" => Ok(DetectLocal::Interface(
-                self.detect_local.bridge_interface.clone(),
-            )),
-            "InterfaceNamePrefix" => Ok(DetectLocal::Interface(format!(
-                "{}*",
-                self.detect_local.interface_name_prefix
-            ))),
+            "BridgeInterface" => {
+                let name = &self.detect_local.bridge_interface;
+                interface("detectLocal.bridgeInterface", name)?;
+                Ok(DetectLocal::Interface(name.clone()))
+            }
+            "InterfaceNamePrefix" => {
+                let prefix = &self.detect_local.interface_name_prefix;
+                interface("detectLocal.interfaceNamePrefix", prefix)?;
+                Ok(DetectLocal::Interface(format!("{prefix}*")))
+            }
             other => Err(Error::field(
                 "detectLocalMode",
                 format!(
@@ -127,8 +164,40 @@ impl KubeProxyConfiguration {
     }
 }
 
-/// Upstream's default mode is iptables; which one does the work is not seen from outside, so that here an empty mode
-/// means nftables.
+/// What a file calls the settings of the rules, for errors.
+struct RuleFields {
+    masquerade_bit: &'static str,
+    min_sync_period: &'static str,
+}
+
+impl RuleFields {
+    const NFTABLES: RuleFields = RuleFields {
+        masquerade_bit: "nftables.masqueradeBit",
+        min_sync_period: "nftables.minSyncPeriod",
+    };
+    const IPTABLES: RuleFields = RuleFields {
+        masquerade_bit: "iptables.masqueradeBit",
+        min_sync_period: "iptables.minSyncPeriod",
+    };
+}
+
+/// Refuses what can't be an interface's name, or its beginning: an empty prefix would make all that comes in local.
+fn interface(field: &'static str, name: &str) -> Result<(), Error> {
+    const LONGEST: usize = 15;
+    let fits = (1..=LONGEST).contains(&name.len());
+    if fits && !name.contains(['/', '*', '\"']) && !name.contains(char::is_whitespace) {
+        return Ok(());
+    }
+    Err(Error::field(
+        field,
+        format!(
+            "{name:?} is no interface's name: detectLocalMode needs one of 1 to {LONGEST} bytes"
+        ),
+    ))
+}
+
+/// Upstream's default mode is iptables; which one does the work is not seen from outside, so that here nftables does it
+/// for an empty mode, by iptables' settings and defaults.
 fn check_mode(mode: &str) -> Result<(), Error> {
     match mode {
         "" | "nftables" => Ok(()),
@@ -160,10 +229,12 @@ fn parse_networks<'a>(
         .collect()
 }
 
-/// In nftables mode upstream serves the node's primary addresses if nothing is said.
-fn node_port_addresses(texts: &[String]) -> Result<NodePortAddresses, Error> {
+/// If nothing is said, upstream serves the node's primary addresses in nftables mode, and all in the others, of which the
+/// empty mode is one.
+fn node_port_addresses(mode: &str, texts: &[String]) -> Result<NodePortAddresses, Error> {
     match texts {
-        [] => Ok(NodePortAddresses::Primary),
+        [] if mode == "nftables" => Ok(NodePortAddresses::Primary),
+        [] => Ok(NodePortAddresses::All),
         [one] if one == "primary" => Ok(NodePortAddresses::Primary),
         many => Ok(NodePortAddresses::Networks(parse_networks(
             "nodePortAddresses",

@@ -150,6 +150,150 @@ fn what_cannot_be_used_is_named() {
 }
 
 #[test]
+fn switches_take_gos_words() {
+    let masquerades = |arguments: &[&str]| {
+        let loaded = loaded(arguments).expect("a configuration");
+        loaded.config.masquerade_all
+    };
+    assert!(masquerades(&["--masquerade-all"]));
+    assert!(masquerades(&["--masquerade-all=true"]));
+    assert!(masquerades(&["--masquerade-all=1"]));
+    assert!(!masquerades(&["--masquerade-all=false"]));
+    assert!(!masquerades(&[]));
+    let words = ["proxy", "--masquerade-all=perhaps"];
+    assert!(Command::try_parse_from(words).is_err());
+}
+
+/// By `kube-proxy --help` of 1.36, with `--help` left out.
+#[test]
+fn all_flags_of_kube_proxy_are_known() {
+    let switches = [
+        "bind-address-hard-fail",
+        "cleanup",
+        "conntrack-tcp-be-liberal",
+        "init-only",
+        "iptables-localhost-nodeports",
+        "ipvs-strict-arp",
+        "log-json-split-stream",
+        "log-text-split-stream",
+        "masquerade-all",
+        "profiling",
+        "version",
+    ];
+    let values = "bind-address=::1 cluster-cidr=10.0.0.0/8 config=/c config-sync-period=15m0s conntrack-max-per-core=1 \
+         conntrack-min=1 conntrack-tcp-timeout-close-wait=1h conntrack-tcp-timeout-established=24h \
+         conntrack-udp-timeout=1s conntrack-udp-timeout-stream=1s detect-local-mode=NodeCIDR feature-gates=A=true \
+         healthz-bind-address=0.0.0.0:1 healthz-port=1 hostname-override=n iptables-masquerade-bit=14 \
+         iptables-min-sync-period=1s iptables-sync-period=30s ipvs-exclude-cidrs=10.0.0.0/8 ipvs-min-sync-period=1s \
+         ipvs-scheduler=rr ipvs-sync-period=30s ipvs-tcp-timeout=1s ipvs-tcpfin-timeout=1s ipvs-udp-timeout=1s \
+         kube-api-burst=10 kube-api-content-type=application/json kube-api-qps=5 kubeconfig=/k log-flush-frequency=5s \
+         log-json-info-buffer-size=0 log-text-info-buffer-size=0 logging-format=json master=https://a \
+         metrics-bind-address=0.0.0.0:1 metrics-port=1 nodeport-addresses=10.0.0.0/8 oom-score-adj=-999 \
+         pod-bridge-interface=b pod-interface-name-prefix=p proxy-mode=nftables \
+         show-hidden-metrics-for-version=1.35 v=2 vmodule=a=1 write-config-to=/w";
+    let bare = switches.map(|name| format!("--{name}"));
+    let worded = switches.map(|name| format!("--{name}=true"));
+    let with_equals = values.split_whitespace().map(|pair| format!("--{pair}"));
+    let apart = values.split_whitespace().flat_map(|pair| {
+        let (name, value) = pair.split_once('=').expect("a pair");
+        [format!("--{name}"), value.to_owned()]
+    });
+    let once = std::iter::once("proxy".to_owned());
+    Command::try_parse_from(once.clone().chain(bare).chain(with_equals)).expect("known flags");
+    Command::try_parse_from(once.chain(worded).chain(apart)).expect("known flags");
+}
+
+#[test]
+fn an_empty_mode_has_the_settings_and_defaults_of_iptables() {
+    let file = FILE.replace("mode: nftables", "mode: \"\"");
+    let iptables = "iptables:\n  localhostNodePorts: null\n  masqueradeAll: true\n  masqueradeBit: 17\n  minSyncPeriod: 2s";
+    let file = file.replace(
+        "iptables:\n  localhostNodePorts: null\n  masqueradeAll: false\n  masqueradeBit: null\n  minSyncPeriod: 0s",
+        iptables,
+    );
+    let load = |file: &str| KubeProxyConfiguration::parse(file).and_then(|file| file.load("host"));
+    let config = load(&file).expect("a configuration").config;
+    assert!(config.masquerade_all);
+    assert_eq!(
+        (config.masquerade_bit, config.min_sync_period),
+        (17, Duration::from_secs(2))
+    );
+    assert_eq!(config.node_port_addresses, NodePortAddresses::All);
+    let wrong = load(&file.replace("masqueradeBit: 17", "masqueradeBit: 32"));
+    let problem = wrong.expect_err("a bit too many").to_string();
+    assert!(problem.starts_with("iptables.masqueradeBit: "), "{problem}");
+}
+
+#[test]
+fn an_interface_of_local_pods_has_to_be_named() {
+    let detect = |arguments: &[&str]| loaded(arguments).map(|loaded| loaded.config.detect_local);
+    for mode in ["BridgeInterface", "InterfaceNamePrefix"] {
+        let problem = detect(&[&format!("--detect-local-mode={mode}")]).expect_err("no name");
+        assert!(problem.to_string().starts_with("detectLocal."), "{problem}");
+    }
+    let prefix = detect(&[
+        "--detect-local-mode=InterfaceNamePrefix",
+        "--pod-interface-name-prefix=veth",
+    ]);
+    assert_eq!(
+        prefix.expect("a prefix"),
+        DetectLocal::Interface("veth*".into())
+    );
+    let star = detect(&[
+        "--detect-local-mode=InterfaceNamePrefix",
+        "--pod-interface-name-prefix=*",
+    ]);
+    assert!(star.is_err());
+}
+
+#[test]
+fn ports_of_old_and_the_bind_address_say_where_it_answers() {
+    let addresses = |arguments: &[&str]| {
+        let config = loaded(arguments).expect("a configuration").config;
+        (config.healthz_address, config.metrics_address)
+    };
+    let at = |text: &str| Some(text.parse::<SocketAddr>().expect("address"));
+    assert_eq!(
+        addresses(&["--healthz-port=0", "--metrics-port=9"]),
+        (None, at("127.0.0.1:9"))
+    );
+    assert_eq!(
+        addresses(&["--bind-address=::"]),
+        (at("[::]:10256"), at("[::1]:10249"))
+    );
+    assert!(loaded(&["--bind-address=here"]).is_err());
+}
+
+#[test]
+fn the_written_file_comes_to_what_the_flags_do() {
+    let arguments = [
+        "--masquerade-all",
+        "--cluster-cidr=10.0.0.0/8",
+        "--kubeconfig=/k",
+        "--conntrack-min=7",
+        "--nodeport-addresses=192.0.2.0/24",
+        "--hostname-override= Node-1 ",
+    ];
+    let words = std::iter::once("proxy").chain(arguments);
+    let flags = Command::try_parse_from(words).expect("flags").flags;
+    let text = flags.file().and_then(|file| file.text()).expect("text");
+    let read = KubeProxyConfiguration::parse(&text).and_then(|file| file.load("host"));
+    let (read, direct) = (
+        read.expect("it is read"),
+        loaded(&arguments).expect("flags"),
+    );
+    assert_eq!(read.kubeconfig, direct.kubeconfig);
+    assert_eq!(read.config.node_name, "node-1");
+    assert_eq!(read.config.masquerade_all, direct.config.masquerade_all);
+    assert_eq!(read.config.conntrack, direct.config.conntrack);
+    assert_eq!(read.config.detect_local, direct.config.detect_local);
+    assert_eq!(
+        read.config.node_port_addresses,
+        direct.config.node_port_addresses
+    );
+}
+
+#[test]
 fn durations_are_gos() {
     assert_eq!(
         parse_duration("1h2m3.5s"),
