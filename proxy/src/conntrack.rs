@@ -58,7 +58,7 @@ impl Rightful {
     }
 }
 
-/// Deletes the entries that changed Services leave behind. Errors are logged: the rules stand.
+/// Deletes the entries that changed Services leave behind, and returns how many. Errors are logged: the rules stand.
 pub fn delete_stale(
     socket: &mut Socket,
     table: &FamilyTable,
@@ -91,10 +91,12 @@ fn delete_of(
             return 0;
         }
     };
+    let mut deleted = 0;
     for entry in &stale {
-        if let Err(error) = socket.delete_connection(entry) {
-            tracing::warn!(%error, "a stale connection could not be deleted");
+        match socket.delete_connection(entry) {
+            Ok(()) => deleted += 1,
+            Err(error) => tracing::warn!(%error, "a stale connection could not be deleted"),
         }
     }
-    stale.len()
+    deleted
 }

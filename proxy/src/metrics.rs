@@ -39,25 +39,49 @@ impl From<AddressFamily> for OfFamily {
     }
 }
 
+/// The `traffic_policy` label, and the family's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPolicy {
+    traffic_policy: &'static str,
+    ip_family: FamilyValue,
+}
+
 /// 1 ms to 16 s, as upstream has it, and finer below: a change takes well under a millisecond here.
 fn sync_duration() -> Histogram {
     Histogram::new(exponential_buckets(0.000_03, 2.0, 20))
 }
 
+/// Upstream's: a quarter of a second to five minutes.
+fn programming_duration() -> Histogram {
+    let steps = |from: u32, step: usize, to: u32| (from..=to).step_by(step).map(f64::from);
+    let seconds = steps(1, 1, 59).chain(steps(60, 5, 115));
+    let seconds = seconds.chain(steps(120, 30, 300));
+    Histogram::new([0.25, 0.5].into_iter().chain(seconds))
+}
+
+type Durations = Family<OfFamily, Histogram, fn() -> Histogram>;
 type Time = Gauge<f64, AtomicU64>;
 
 /// The proxy's metrics; clones count together.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    sync: Family<OfFamily, Histogram, fn() -> Histogram>,
+    sync: Durations,
+    full_sync: Durations,
+    partial_sync: Durations,
+    programming: Durations,
     failures: Family<OfFamily, Counter>,
-    last_sync: Time,
-    last_queued: Time,
+    cleanup_failures: Family<OfFamily, Counter>,
+    last_sync: Family<OfFamily, Time>,
+    last_queued: Family<OfFamily, Time>,
     service_changes: Counter,
+    services_pending: Gauge,
     endpoint_changes: Counter,
+    endpoints_pending: Gauge,
+    no_local_endpoints: Family<OfPolicy, Gauge>,
     element_changes: Counter,
     refused_services: Gauge,
-    conntrack_deleted: Counter,
+    conntrack_sync: Durations,
+    conntrack_deleted: Family<OfFamily, Counter>,
     /// Answers of `/healthz`.
     pub healthz: Family<OfCode, Counter>,
     /// Answers of `/livez`.
@@ -66,16 +90,26 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Metrics {
+        let durations = || Family::new_with_constructor(sync_duration as fn() -> Histogram);
+        let programming = programming_duration as fn() -> Histogram;
         Metrics {
-            sync: Family::new_with_constructor(sync_duration as fn() -> Histogram),
+            sync: durations(),
+            full_sync: durations(),
+            partial_sync: durations(),
+            programming: Family::new_with_constructor(programming),
             failures: Family::default(),
-            last_sync: Time::default(),
-            last_queued: Time::default(),
+            cleanup_failures: Family::default(),
+            last_sync: Family::default(),
+            last_queued: Family::default(),
             service_changes: Counter::default(),
+            services_pending: Gauge::default(),
             endpoint_changes: Counter::default(),
+            endpoints_pending: Gauge::default(),
+            no_local_endpoints: Family::default(),
             element_changes: Counter::default(),
             refused_services: Gauge::default(),
-            conntrack_deleted: Counter::default(),
+            conntrack_sync: durations(),
+            conntrack_deleted: Family::default(),
             healthz: Family::default(),
             livez: Family::default(),
         }
@@ -91,20 +125,60 @@ fn now() -> f64 {
 impl Metrics {
     /// A Service changed, or its endpoints did.
     pub fn queued(&self, is_service: bool) {
-        self.last_queued.set(now());
-        if is_service {
-            self.service_changes.inc()
+        for family in [AddressFamily::Ip, AddressFamily::Ip6] {
+            self.last_queued.get_or_create(&family.into()).set(now());
+        }
+        let (changes, pending) = if is_service {
+            (&self.service_changes, &self.services_pending)
         } else {
-            self.endpoint_changes.inc()
+            (&self.endpoint_changes, &self.endpoints_pending)
         };
+        changes.inc();
+        pending.inc();
     }
 
-    /// A family's rules were changed.
-    pub fn synced(&self, family: AddressFamily, took: Duration, elements: usize) {
-        self.sync
-            .get_or_create(&family.into())
-            .observe(took.as_secs_f64());
-        self.last_sync.set(now());
+    /// All changes so far have been given to the kernel.
+    pub fn nothing_pending(&self) {
+        self.services_pending.set(0);
+        self.endpoints_pending.set(0);
+    }
+
+    /// What changed `ago` is in the rules, by the word of who wrote the EndpointSlice.
+    pub fn programmed(&self, family: AddressFamily, ago: Duration) {
+        let programming = self.programming.get_or_create(&family.into());
+        programming.observe(ago.as_secs_f64());
+    }
+
+    /// How many Service ports have a Local policy, no endpoint on this node, and one elsewhere: by
+    /// internalTrafficPolicy, and by externalTrafficPolicy.
+    pub fn set_no_local_endpoints(&self, family: AddressFamily, [internal, external]: [u32; 2]) {
+        for (traffic_policy, count) in [("internal", internal), ("external", external)] {
+            let ip_family = OfFamily::from(family).ip_family;
+            let labels = OfPolicy {
+                traffic_policy,
+                ip_family,
+            };
+            let gauge = self.no_local_endpoints.get_or_create(&labels);
+            gauge.set(i64::from(count));
+        }
+    }
+
+    /// A family's rules were changed; `full` if all were looked at.
+    pub fn synced(&self, family: AddressFamily, full: bool, took: Duration, elements: usize) {
+        let of_kind = if full {
+            &self.full_sync
+        } else {
+            &self.partial_sync
+        };
+        for durations in [&self.sync, of_kind] {
+            let durations = durations.get_or_create(&family.into());
+            durations.observe(took.as_secs_f64());
+        }
+        self.last_sync.get_or_create(&family.into()).set(now());
+        // They are told from the start, as 0.
+        for failures in [&self.failures, &self.cleanup_failures] {
+            drop(failures.get_or_create(&family.into()));
+        }
         self.element_changes.inc_by(elements as u64);
     }
 
@@ -118,9 +192,12 @@ impl Metrics {
         self.refused_services.set(count as i64);
     }
 
-    /// Conntrack entries were deleted.
-    pub fn conntrack_deleted(&self, count: usize) {
-        self.conntrack_deleted.inc_by(count as u64);
+    /// Conntrack was looked through, and entries were deleted.
+    pub fn conntrack_synced(&self, family: AddressFamily, took: Duration, deleted: usize) {
+        let durations = self.conntrack_sync.get_or_create(&family.into());
+        durations.observe(took.as_secs_f64());
+        let count = self.conntrack_deleted.get_or_create(&family.into());
+        count.inc_by(deleted as u64);
     }
 
     /// The Prometheus text.
@@ -129,6 +206,30 @@ impl Metrics {
         let rules = registry.sub_registry_with_prefix("sync_proxy_rules");
         let help = "From a change of the API to the kernel's answer";
         rules.register_with_unit("duration", help, Unit::Seconds, self.sync.clone());
+        let kinds = [
+            ("full", "At a start", &self.full_sync),
+            ("partial", "Of a change", &self.partial_sync),
+        ];
+        rules.register(
+            "no_local_endpoints_total",
+            "Service ports with a Local policy and endpoints on other nodes only",
+            self.no_local_endpoints.clone(),
+        );
+        rules.register(
+            "service_changes_pending",
+            "Changes of Services that aren't in the rules yet",
+            self.services_pending.clone(),
+        );
+        rules.register(
+            "endpoint_changes_pending",
+            "Changes of EndpointSlices that aren't in the rules yet",
+            self.endpoints_pending.clone(),
+        );
+        rules.register(
+            "nftables_cleanup_failures",
+            "None: what is stale goes with the transaction that makes it so",
+            self.cleanup_failures.clone(),
+        );
         rules.register(
             "nftables_sync_failures",
             "Services that the kernel refused",
@@ -163,6 +264,26 @@ impl Metrics {
             "refused_services",
             "Services that the kernel refuses now",
             self.refused_services.clone(),
+        );
+        for (kind, help, durations) in kinds {
+            let name = format!("sync_{kind}_proxy_rules_duration");
+            registry.register_with_unit(name, help, Unit::Seconds, durations.clone());
+        }
+        let help = "From an endpoint's change to the rules, by the EndpointSlice's word";
+        let programming = self.programming.clone();
+        registry.register_with_unit(
+            "network_programming_duration",
+            help,
+            Unit::Seconds,
+            programming,
+        );
+        let help = "The search for stale connections";
+        let sync = self.conntrack_sync.clone();
+        registry.register_with_unit(
+            "conntrack_reconciler_sync_duration",
+            help,
+            Unit::Seconds,
+            sync,
         );
         let help = "Stale connections that were deleted";
         registry.register(

@@ -11,7 +11,7 @@ use crate::{conntrack, sysctl};
 use linux::nftables::{BatchError, Family, Socket};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
@@ -58,6 +58,9 @@ pub struct Worker {
     progress: Progress,
     started: bool,
     last_sync: Option<Instant>,
+    /// Of which family a slice is that changed, and when its endpoints did.
+    triggers: Vec<(bool, SystemTime)>,
+    since: SystemTime,
 }
 
 impl Worker {
@@ -92,6 +95,8 @@ impl Worker {
             progress: Progress::default(),
             started: false,
             last_sync: None,
+            triggers: Vec::new(),
+            since: SystemTime::now(),
         })
     }
 
@@ -136,8 +141,9 @@ impl Worker {
 
     fn take(&mut self, update: Update, since: &mut Option<Instant>) {
         match update {
-            Update::Change(change, at) => {
+            Update::Change(mut change, at) => {
                 since.get_or_insert(at);
+                self.take_trigger(&mut change);
                 if let Change::Node(node) = &change {
                     self.health.set_node_eligible(node.eligible);
                 } else {
@@ -152,7 +158,8 @@ impl Worker {
                 for gone in self.missing_from(kind, &changes) {
                     self.tracker.apply(gone);
                 }
-                for change in changes {
+                for mut change in changes {
+                    self.take_trigger(&mut change);
                     if let Change::Node(node) = &change {
                         self.health.set_node_eligible(node.eligible);
                     }
@@ -160,6 +167,16 @@ impl Worker {
                 }
                 self.listed.insert(kind);
             }
+        }
+    }
+
+    /// Remembers when a slice's endpoints changed. As upstream, what changed before the proxy began doesn't count.
+    fn take_trigger(&mut self, change: &mut Change) {
+        if let Change::Slice(_, _, facts) = change
+            && let Some(triggered) = facts.triggered.take()
+            && triggered > self.since
+        {
+            self.triggers.push((facts.ipv6, triggered));
         }
     }
 
@@ -200,6 +217,8 @@ impl Worker {
         let changed = self.tracker.take_changed();
         self.follow_node();
         if changed.is_empty() && self.started {
+            self.metrics.nothing_pending();
+            self.triggers.clear();
             self.health.synced();
             return Ok(());
         }
@@ -255,10 +274,13 @@ impl Worker {
             let begun = Instant::now();
             match table.start(&mut self.socket) {
                 Ok(part) => {
-                    self.metrics.synced(family, begun.elapsed(), part.changes);
+                    self.metrics
+                        .synced(family, true, begun.elapsed(), part.changes);
                     let all: Vec<_> = changed.iter().map(|name| (name.clone(), None)).collect();
+                    let begun = Instant::now();
                     let deleted = conntrack::delete_stale(&mut self.socket, &table, &all);
-                    self.metrics.conntrack_deleted(deleted);
+                    self.metrics
+                        .conntrack_synced(family, begun.elapsed(), deleted);
                     part.failures
                         .iter()
                         .for_each(|_| self.metrics.refused(family));
@@ -291,12 +313,15 @@ impl Worker {
                 .map(|(name, resolved)| (name, resolved.as_ref()))
                 .collect();
             let part = table.apply(&mut self.socket, changes);
-            self.metrics.synced(family, begun.elapsed(), part.changes);
+            self.metrics
+                .synced(family, false, begun.elapsed(), part.changes);
             part.failures
                 .iter()
                 .for_each(|_| self.metrics.refused(family));
+            let begun = Instant::now();
             let deleted = conntrack::delete_stale(&mut self.socket, table, &part.before);
-            self.metrics.conntrack_deleted(deleted);
+            self.metrics
+                .conntrack_synced(family, begun.elapsed(), deleted);
             outcome.join(part);
         }
         outcome
@@ -368,6 +393,18 @@ impl Worker {
             );
         }
         self.metrics.set_refused(self.retries.len());
+        self.metrics.nothing_pending();
+        for (ipv6, triggered) in std::mem::take(&mut self.triggers) {
+            let family = if ipv6 { Family::Ip6 } else { Family::Ip };
+            // Another machine's clock may go ahead of this one's.
+            let ago = triggered.elapsed().unwrap_or_default();
+            self.metrics.programmed(family, ago);
+        }
+        for table in &self.tables {
+            let model = table.model();
+            self.metrics
+                .set_no_local_endpoints(model.family(), model.without_local());
+        }
         self.health.synced();
         self.progress = Progress {
             transactions: self.progress.transactions + 1,

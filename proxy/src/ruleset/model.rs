@@ -50,6 +50,8 @@ pub struct Model {
     shared: HashMap<(SetName, IpAddr), u32>,
     /// Endpoints on this node that get traffic not only for want of better, and from how many ports.
     local_addresses: HashMap<IpAddr, u32>,
+    /// Ports of Services without an endpoint on this node under a Local policy, internal and external.
+    without_local: [u32; 2],
     claims: HashMap<Claim, Claimants>,
     list_numbers: HashSet<u32>,
     handle_numbers: HashSet<u32>,
@@ -90,6 +92,7 @@ impl Model {
             services: HashMap::new(),
             shared: HashMap::new(),
             local_addresses: HashMap::new(),
+            without_local: [0; 2],
             claims: HashMap::new(),
             list_numbers: HashSet::new(),
             handle_numbers: HashSet::new(),
@@ -120,6 +123,12 @@ impl Model {
     /// The endpoints on this node that get traffic.
     pub fn local_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.local_addresses.keys().copied()
+    }
+
+    /// How many ports of Services have endpoints on other nodes only, by internalTrafficPolicy and
+    /// externalTrafficPolicy.
+    pub fn without_local(&self) -> [u32; 2] {
+        self.without_local
     }
 
     /// All entries that the table must hold.
@@ -286,6 +295,11 @@ impl Model {
         let before = self.services.remove(name);
         let old = before.as_ref().map(Programmed::entries).unwrap_or_default();
         let new = next.as_ref().map(Programmed::entries).unwrap_or_default();
+        let without = |state: Option<&Programmed>| state.map_or([0; 2], Programmed::without_local);
+        let (come, gone) = (without(next.as_ref()), without(before.as_ref()));
+        for ((count, come), gone) in self.without_local.iter_mut().zip(come).zip(gone) {
+            *count = *count + come - gone;
+        }
         for address in next.iter().flat_map(Programmed::local_addresses) {
             *self.local_addresses.entry(address).or_default() += 1;
         }

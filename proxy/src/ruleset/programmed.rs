@@ -163,15 +163,31 @@ impl PortState {
         !port.internal_local || !port.external.is_empty() || port.node_port.is_some()
     }
 
-    /// The endpoints on this node that get traffic and will lose it when they terminate.
+    /// The endpoints on this node that get traffic, but for those that get it only because all of their list terminate:
+    /// the rules won't take it from them. Each list is judged alone, for the last endpoint on this node under a Local
+    /// policy keeps that traffic, whatever other nodes have.
     pub(super) fn local_addresses(&self) -> BTreeSet<IpAddr> {
-        if self.port.on_node.is_empty() || self.port.draining {
+        let port = &self.port;
+        if port.on_node.is_empty() {
             return BTreeSet::new();
         }
-        let filled = self.lists().flat_map(|list| list.slots.filled());
-        let used = filled.map(|(_, address)| address.ip());
-        used.filter(|address| self.port.on_node.binary_search(address).is_ok())
+        let cluster = (!port.cluster_draining && self.uses_cluster()).then_some(&self.cluster);
+        let local = self.local.as_deref().filter(|_| !port.local_draining);
+        let lists = cluster.into_iter().chain(local);
+        let used = lists
+            .flat_map(|list| list.slots.filled())
+            .map(|(_, address)| address.ip());
+        used.filter(|address| port.on_node.binary_search(address).is_ok())
             .collect()
+    }
+
+    /// Whether traffic that stays on the node finds no endpoint here, though there is one elsewhere: 1 or 0 for that of
+    /// internalTrafficPolicy, and of externalTrafficPolicy.
+    fn without_local(&self) -> [u32; 2] {
+        let port = &self.port;
+        let is_empty = |list: &List| list.slots.filled().next().is_none();
+        let none = port.any && self.local.as_deref().is_some_and(is_empty);
+        [port.internal_local, port.external_local].map(|local| u32::from(none && local))
     }
 
     pub(super) fn lists(&self) -> impl Iterator<Item = &List> {
@@ -203,6 +219,12 @@ impl Programmed {
         entries.sort_unstable_by_key(|labelled| labelled.entry);
         entries.dedup_by_key(|labelled| labelled.entry);
         entries
+    }
+
+    /// How many of its ports find no endpoint on this node, by internal and external policy.
+    pub(super) fn without_local(&self) -> [u32; 2] {
+        let counts = self.ports.iter().map(PortState::without_local);
+        counts.fold([0; 2], |[a, b], [c, d]| [a + c, b + d])
     }
 
     pub(super) fn local_addresses(&self) -> impl Iterator<Item = IpAddr> {

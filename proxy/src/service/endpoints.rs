@@ -45,8 +45,10 @@ pub struct Chosen {
     pub local: Vec<SocketAddr>,
     /// Whether there is any endpoint anywhere: without one, packets are refused.
     pub any: bool,
-    /// Whether what terminates is used for want of better.
-    pub draining: bool,
+    /// Whether `cluster` is what terminates, for want of better.
+    pub cluster_draining: bool,
+    /// The same of `local`.
+    pub local_draining: bool,
 }
 
 /// Narrows the endpoints of a port to those that get traffic.
@@ -69,7 +71,8 @@ pub fn choose(candidates: &[Candidate], node: &NodeFacts) -> Chosen {
     };
     Chosen {
         any: !all.is_empty(),
-        draining: all.iter().all(|c| !c.ready),
+        cluster_draining: all.iter().all(|c| !c.ready),
+        local_draining: local.iter().all(|c| !c.ready),
         cluster: sorted(all.iter().filter(near).map(|c| c.address).collect()),
         local: sorted(local.iter().map(|c| c.address).collect()),
     }
@@ -202,6 +205,7 @@ mod tests {
             (lasts(&chosen.cluster), lasts(&chosen.local)),
             (vec![1], vec![2])
         );
+        assert!(chosen.local_draining && !chosen.cluster_draining);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::{ServiceName, SliceName};
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// What the proxy knows about its own node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,6 +144,8 @@ pub struct SliceFacts {
     pub endpoints: Box<[EndpointFacts]>,
     /// The Service ports' names, with protocol and number.
     pub ports: Box<[(Box<str>, Protocol, u16)]>,
+    /// When what its endpoints follow from changed, by the word of who wrote it; not kept.
+    pub triggered: Option<SystemTime>,
 }
 
 /// The label that says whose slice it is.
@@ -246,6 +249,7 @@ impl SliceFacts {
             ipv6,
             endpoints: endpoints.collect(),
             ports: ports.collect(),
+            triggered: slice.metadata.annotations.triggered(),
         })
     }
 

@@ -19,8 +19,28 @@ pub struct Metadata {
     /// Its labels.
     #[serde(deserialize_with = "null_is_default")]
     pub labels: BTreeMap<String, String>,
+    /// Its annotations.
+    #[serde(deserialize_with = "null_is_default")]
+    pub annotations: Annotations,
     /// Set while it is being deleted.
     pub deletion_timestamp: Option<String>,
+}
+
+/// The annotations that the proxy reads.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Annotations {
+    /// When what an EndpointSlice follows from changed, in the form of RFC 3339.
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    pub last_change_trigger_time: Option<String>,
+}
+
+impl Annotations {
+    /// When that was; a text of another form says nothing.
+    pub fn triggered(&self) -> Option<std::time::SystemTime> {
+        let text = self.last_change_trigger_time.as_deref()?;
+        text.parse::<jiff::Timestamp>().ok().map(Into::into)
+    }
 }
 
 /// A Service.

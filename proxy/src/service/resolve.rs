@@ -53,8 +53,10 @@ pub struct ServicePort {
     pub on_node: Vec<IpAddr>,
     /// Whether any endpoint exists: without one, packets are refused.
     pub any: bool,
-    /// Whether its endpoints all terminate, and are used for want of better.
-    pub draining: bool,
+    /// Whether the endpoints of `cluster` all terminate, and are used for want of better.
+    pub cluster_draining: bool,
+    /// The same of `local`.
+    pub local_draining: bool,
 }
 
 /// What this node does for one Service.
@@ -160,7 +162,8 @@ fn resolve_port<'a>(
         },
         on_node: on_node.into_iter().collect(),
         any: chosen.any,
-        draining: chosen.draining,
+        cluster_draining: chosen.cluster_draining,
+        local_draining: chosen.local_draining,
     }
 }
 

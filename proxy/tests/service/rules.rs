@@ -389,6 +389,31 @@ fn the_nodes_own_endpoints_are_told_while_they_get_traffic() {
 }
 
 #[test]
+fn the_last_endpoint_here_is_not_waited_for_under_a_local_policy() {
+    let node = Namespace::new();
+    let api = Api::default();
+    api.apply(crate::merged(
+        service("10.96.0.10"),
+        json!({ "spec": { "internalTrafficPolicy": "Local" } }),
+    ));
+    let here = |ready: bool| {
+        json!({ "addresses": ["10.244.0.1"], "nodeName": "node",
+                "conditions": { "ready": ready, "serving": true, "terminating": !ready } })
+    };
+    let there = json!({ "addresses": ["10.244.1.1"], "nodeName": "other" });
+    api.apply(crate::slice_of(false, vec![here(true), there.clone()]));
+    let config = config();
+    let local = config.local_endpoints();
+    let running = start(&api, &node, config);
+    assert_eq!(local.borrow().len(), 1);
+    running.after(|| api.apply(crate::slice_of(false, vec![here(false), there])));
+    assert!(
+        local.borrow().is_empty(),
+        "the rules won't take the traffic from it"
+    );
+}
+
+#[test]
 fn what_kube_proxy_left_is_deleted_and_nothing_else() {
     let node = Namespace::new();
     node.command(

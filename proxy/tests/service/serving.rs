@@ -51,7 +51,8 @@ fn node_object(metadata: Value, spec: Value) -> Value {
 fn health_and_metrics_have_upstreams_names() {
     let node = Namespace::new();
     let api = Api::default();
-    api.apply(service("10.96.0.10"));
+    let local = json!({ "spec": { "internalTrafficPolicy": "Local" } });
+    api.apply(merged(service("10.96.0.10"), local));
     let health = SocketAddr::from(([127, 0, 0, 1], 10256));
     let metrics = SocketAddr::from(([127, 0, 0, 1], 10249));
     let config = proxy::Config {
@@ -63,16 +64,34 @@ fn health_and_metrics_have_upstreams_names() {
     assert!(wait_for(&node, health, "/healthz", 200).contains("\"nodeEligible\": true"));
     assert!(wait_for(&node, health, "/livez", 200).contains("lastUpdated"));
     running.after(|| {
-        api.apply(slice_of(
-            false,
-            vec![json!({ "addresses": ["10.244.0.9"] })],
+        let slice = slice_of(false, vec![json!({ "addresses": ["10.244.0.9"] })]);
+        let time = "endpoints.kubernetes.io/last-change-trigger-time";
+        let annotations = json!({ time: jiff::Timestamp::now().to_string() });
+        api.apply(merged(
+            slice,
+            json!({ "metadata": { "annotations": annotations } }),
         ))
     });
     let text = wait_for(&node, metrics, "/metrics", 200);
     for name in [
         "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=",
         "kubeproxy_sync_proxy_rules_endpoint_changes_total 1",
-        "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+        "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 2",
+        "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
+        "kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
+        "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"}",
+        "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv6\"}",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+        "kubeproxy_sync_proxy_rules_service_changes_pending 0",
+        "kubeproxy_sync_proxy_rules_service_changes_total 0",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"internal\",ip_family=\"IPv4\"} 1",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\",ip_family=\"IPv4\"} 0",
+        "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv4\"} 0",
+        "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total{ip_family=\"IPv4\"} 0",
+        "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} 1",
+        "kubeproxy_network_programming_duration_seconds_bucket{le=\"300.0\",ip_family=\"IPv4\"} 1",
+        "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"}",
+        "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 0",
         "kubeproxy_proxy_healthz_total{code=\"200\"}",
     ] {
         assert!(text.contains(name), "{name} in {text}");

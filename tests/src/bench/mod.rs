@@ -8,6 +8,7 @@ mod image;
 mod launch;
 mod pods;
 mod policy;
+mod proxy;
 
 pub use launch::busybox;
 
@@ -35,6 +36,9 @@ pub fn run(names: &[&str]) -> anyhow::Result<bool> {
     }
     if wanted("policy") {
         policy::run().context("bench policy")?;
+    }
+    if wanted("proxy") {
+        proxy::run(&program).context("bench proxy")?;
     }
     Ok(true)
 }
