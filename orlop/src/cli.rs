@@ -87,9 +87,8 @@ pub struct Up {
     pub api: Api,
     #[command(flatten)]
     pub this_node: ThisNode,
-    /// How the pods of other nodes are reached.
-    #[arg(long, value_enum, default_value_t = PodNetwork::Auto, value_name = "MODE")]
-    pub pod_network: PodNetwork,
+    #[command(flatten)]
+    pub between_nodes: BetweenNodes,
 }
 
 /// Addresses of a cluster.
@@ -142,6 +141,18 @@ pub struct ThisNode {
     /// Most pods on the node.
     #[arg(long, default_value_t = 110, value_name = "N")]
     pub max_pods: u32,
+}
+
+/// What is between the nodes, and between pods and the outside.
+#[derive(Args, Clone, Debug)]
+pub struct BetweenNodes {
+    /// How the pods of other nodes are reached.
+    #[arg(long, value_enum, default_value_t = PodNetwork::Auto, value_name = "MODE")]
+    pub pod_network: PodNetwork,
+    /// The same from a file (YAML), read again at SIGHUP: `mode` (auto, direct, vxlan), and `nonMasqueradeCIDRs`,
+    /// networks that see pods' own addresses.
+    #[arg(long, value_name = "FILE", conflicts_with = "pod_network")]
+    pub pod_network_config: Option<PathBuf>,
 }
 
 /// How the pods of other nodes are reached.
@@ -198,9 +209,8 @@ pub struct Node {
     pub tls: Tls,
     #[command(flatten)]
     pub this_node: ThisNode,
-    /// How the pods of other nodes are reached.
-    #[arg(long, value_enum, default_value_t = PodNetwork::Auto, value_name = "MODE")]
-    pub pod_network: PodNetwork,
+    #[command(flatten)]
+    pub between_nodes: BetweenNodes,
 }
 
 /// The kubelet's serving certificate.

@@ -13,7 +13,7 @@ use crate::control_plane::ControlPlane;
 use crate::layout::Layout;
 use crate::lock::Lock;
 use crate::node::{self, Clients, Node, Runtime, Serving};
-use crate::{address, image, status, up};
+use crate::{address, image, pod_network, status, up};
 
 /// Runs a command to its end.
 pub fn run(command: Command) -> anyhow::Result<()> {
@@ -116,6 +116,7 @@ async fn whole_node(options: cli::Node) -> anyhow::Result<()> {
     let _lock = Lock::folders(&layout)?;
     let (name, addresses) = address::identity(&options.this_node)?;
     let serving = serving(&options.tls)?;
+    let pod_network = pod_network::settings(&options.between_nodes)?;
     let runtime = Runtime::start(node::runtime_config(&layout)).await?;
     let client = node::client(&options.kubeconfig).await?;
     let config = node::Config {
@@ -127,7 +128,7 @@ async fn whole_node(options: cli::Node) -> anyhow::Result<()> {
         kubelet_port: options.this_node.kubelet_port,
         pod_manifests: options.this_node.pod_manifest_path,
         max_pods: options.this_node.max_pods,
-        pod_network: options.pod_network.mode(),
+        pod_network,
         keep: true,
     };
     let mut node = Node::start(

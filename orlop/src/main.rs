@@ -11,6 +11,7 @@ mod layout;
 mod lock;
 mod log;
 mod node;
+mod pod_network;
 mod status;
 mod up;
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, anyhow};
 use ipnet::IpNet;
 use kube::Client;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +32,7 @@ pub struct Config {
     /// Most pods.
     pub max_pods: u32,
     /// How other nodes' pods are reached; `None` if another program takes care of it.
-    pub pod_network: Option<proxy::route::Mode>,
+    pub pod_network: Option<watch::Receiver<proxy::route::Settings>>,
     /// Leave the containers at the end.
     pub keep: bool,
 }
@@ -167,9 +167,8 @@ impl Node {
         let proxy_config = proxy_config(&config.name, &config.cluster_cidrs);
         let policy_config = proxy::policy::Config::new(&config.name);
         let policy_client = clients.proxy.clone();
-        let routes = config.pod_network.map(|mode| {
-            let mode = tokio::sync::watch::channel(mode).1;
-            let config = proxy::route::Config::new(&config.name, mode);
+        let routes = config.pod_network.clone().map(|settings| {
+            let config = proxy::route::Config::new(&config.name, settings);
             let client = clients.proxy.clone();
             Part::start("routes to other nodes", |stop| {
                 proxy::route::run(config, client, stop)

@@ -18,7 +18,7 @@ use crate::control_plane::ControlPlane;
 use crate::layout::Layout;
 use crate::lock::Lock;
 use crate::node::{self, Clients, Node, Runtime, Serving};
-use crate::{address, cli, image};
+use crate::{address, cli, image, pod_network};
 use console::Console;
 use controlplane::pki::Subject;
 
@@ -153,7 +153,7 @@ fn start_node(
         kubelet_port: options.this_node.kubelet_port,
         pod_manifests: options.this_node.pod_manifest_path.clone(),
         max_pods: options.this_node.max_pods,
-        pod_network: options.pod_network.mode(),
+        pod_network: pod_network::settings(&options.between_nodes)?,
         keep: options.keep,
     };
     let clients = Clients {

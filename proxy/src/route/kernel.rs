@@ -198,7 +198,7 @@ fn ensure_device(
     Ok(index)
 }
 
-/// Pods' addresses are kept on the way to other nodes' pods: a translation to the same address comes before the one to
+/// Pods' addresses are kept on the way to other nodes' pods and to the networks of the settings: a translation to the same address comes before the one to
 /// the node's. What the proxy marked for masquerading is masqueraded.
 fn keep_sources(plan: &Plan, mark: u32) -> Result<(), Error> {
     let mut socket = Socket::open()?;
@@ -206,7 +206,8 @@ fn keep_sources(plan: &Plan, mark: u32) -> Result<(), Error> {
     for family in [Family::Ip, Family::Ip6] {
         let of_family = |net: &&IpNet| net.addr().is_ipv6() == (family == Family::Ip6);
         let own: Vec<IpNet> = plan.own.iter().filter(of_family).copied().collect();
-        let others: Vec<IpNet> = plan.ways.keys().filter(of_family).copied().collect();
+        let others = plan.ways.keys().chain(&plan.non_masquerade);
+        let others: Vec<IpNet> = others.filter(of_family).copied().collect();
         let table = Table::new(family, TABLE);
         if own.is_empty() || others.is_empty() {
             if socket.tables()?.contains(&table) {
@@ -218,7 +219,7 @@ fn keep_sources(plan: &Plan, mark: u32) -> Result<(), Error> {
         batch.add_table(&table);
         let sets = [
             ("own-pods", Field::saddr(family), own),
-            ("other-pods", Field::daddr(family), others),
+            ("kept-destinations", Field::daddr(family), others),
         ];
         for (name, field, _) in &sets {
             batch.add_set(&table, &Set::of(*name, &[*field]).of_intervals());
@@ -233,7 +234,7 @@ fn keep_sources(plan: &Plan, mark: u32) -> Result<(), Error> {
         let rule = Rule::new()
             .masked(Field::Mark, mark, 0)
             .is_in(&[Field::saddr(family)], "own-pods")
-            .is_in(&[Field::daddr(family)], "other-pods")
+            .is_in(&[Field::daddr(family)], "kept-destinations")
             .keep_source(family);
         batch.add_rule(&table, "nat-postrouting", &rule);
         for (name, _, networks) in sets {

@@ -11,6 +11,9 @@
 mod kernel;
 pub mod object;
 pub mod plan;
+mod settings;
+
+pub use settings::{Mode, Settings};
 
 use crate::source::{Update, follow};
 use crate::thread::{Ended, Thread};
@@ -34,25 +37,13 @@ const NODES: &str = "/api/v1/nodes?";
 const RETRY: Duration = Duration::from_secs(5);
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// How other nodes' pods are reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mode {
-    /// Directly where nodes share a link, else by VXLAN.
-    #[default]
-    Auto,
-    /// Directly or not at all.
-    Direct,
-    /// By VXLAN.
-    Vxlan,
-}
-
 /// What is to be done.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// This node's name.
     pub node_name: String,
-    /// How other nodes' pods are reached; a change takes effect at once.
-    pub mode: watch::Receiver<Mode>,
+    /// A change takes effect at once; what it doesn't concern stays, with its connections.
+    pub settings: watch::Receiver<Settings>,
     /// What is marked so is masqueraded.
     pub masquerade_mark: u32,
     progress: watch::Sender<Progress>,
@@ -61,7 +52,7 @@ pub struct Config {
 /// What was done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// News and changes of the mode taken.
+    /// News and changes of the settings taken.
     pub updates: u64,
     /// The kernel has what was planned last.
     pub synced: bool,
@@ -72,11 +63,11 @@ pub struct Progress {
 }
 
 impl Config {
-    /// For a node, with a mode that stays or changes.
-    pub fn new(node_name: impl Into<String>, mode: watch::Receiver<Mode>) -> Config {
+    /// For a node, with settings that stay or change.
+    pub fn new(node_name: impl Into<String>, settings: watch::Receiver<Settings>) -> Config {
         Config {
             node_name: node_name.into(),
-            mode,
+            settings,
             masquerade_mark: 1 << 14,
             progress: watch::Sender::default(),
         }
@@ -126,8 +117,8 @@ pub enum Kind {
 pub enum Change {
     /// A node says this now, or is gone.
     Node(String, Option<NodeFacts>),
-    /// Another mode is wanted.
-    Mode,
+    /// Other settings are wanted.
+    Settings,
 }
 
 type News = Update<Kind, Change>;
@@ -183,7 +174,7 @@ impl Worker {
                     self.changed |= before.as_ref() != Some(&facts);
                 }
                 Change::Node(name, None) => self.changed |= self.nodes.remove(&name).is_some(),
-                Change::Mode => self.changed = true,
+                Change::Settings => self.changed = true,
             }
         }
     }
@@ -205,8 +196,8 @@ impl Worker {
         };
         let others = self.nodes.values().filter(|node| node.name != own.name);
         let links = kernel::observe(&mut self.netlink)?;
-        let mode = *self.config.mode.borrow();
-        let plan = plan::plan(own, others, &links, mode);
+        let settings = self.config.settings.borrow().clone();
+        let plan = plan::plan(own, others, &links, &settings);
         for reason in &plan.unreachable {
             if !self.done.unreachable.contains(reason) {
                 tracing::error!("no way to {reason}");
@@ -231,7 +222,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let (news, receiver) = std::sync::mpsc::channel();
-    let (node, mut mode) = (config.node_name.clone(), config.mode.clone());
+    let (node, mut settings) = (config.node_name.clone(), config.settings.clone());
     let worker = Thread::start("pod-routes", move || {
         let mut worker = Worker {
             config,
@@ -253,9 +244,9 @@ pub async fn run(
         news.clone(),
     ));
     tasks.spawn(async move {
-        while mode.changed().await.is_ok() {
+        while settings.changed().await.is_ok() {
             if news
-                .send(Update::Change(Change::Mode, Instant::now()))
+                .send(Update::Change(Change::Settings, Instant::now()))
                 .is_err()
             {
                 return;

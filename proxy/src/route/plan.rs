@@ -1,7 +1,7 @@
 //! Which way to each other node's pods: from the Nodes and this node's links, purely.
 
 use super::object::NodeFacts;
-use super::{Mode, PROTOCOL};
+use super::{Mode, PROTOCOL, Settings};
 use ipnet::IpNet;
 use linux::netlink::{Address, Destination, Link, MacAddress, Route};
 use std::collections::BTreeMap;
@@ -55,6 +55,8 @@ pub struct Plan {
     pub own: Vec<IpNet>,
     /// The ways to the others' pods.
     pub ways: BTreeMap<IpNet, Way>,
+    /// Other networks to which the pods keep their addresses.
+    pub non_masquerade: Vec<IpNet>,
     /// The VXLAN device, if a way needs it.
     pub endpoint: Option<Endpoint>,
     /// Nodes that can't be reached, and why.
@@ -117,10 +119,12 @@ pub fn plan<'a>(
     own: &NodeFacts,
     others: impl Iterator<Item = &'a NodeFacts>,
     links: &Links,
-    mode: Mode,
+    settings: &Settings,
 ) -> Plan {
+    let mode = settings.mode;
     let mut plan = Plan {
         own: own.pod_cidrs.clone(),
+        non_masquerade: settings.non_masquerade_cidrs.clone(),
         ..Plan::default()
     };
     for node in others {
@@ -230,15 +234,15 @@ mod tests {
         let near = node("b", "192.0.2.2", &["10.244.1.0/24"]);
         let far = node("c", "192.0.2.70", &["10.244.2.0/24"]);
         let others = [near, far];
-        let auto = plan(&own, others.iter(), &links(), Mode::Auto);
+        let auto = plan(&own, others.iter(), &links(), &Mode::Auto.into());
         let ways: Vec<_> = auto.ways.values().collect();
         assert!(matches!(ways[0], Way::Direct { index: 2, .. }));
         assert!(matches!(ways[1], Way::Tunnel { .. }));
         assert_eq!(auto.endpoint.map(|endpoint| endpoint.mtu), Some(1450));
-        let direct = plan(&own, others.iter(), &links(), Mode::Direct);
+        let direct = plan(&own, others.iter(), &links(), &Mode::Direct.into());
         assert_eq!((direct.ways.len(), direct.unreachable.len()), (1, 1));
         assert!(direct.unreachable[0].contains("node c"));
-        let vxlan = plan(&own, others.iter(), &links(), Mode::Vxlan);
+        let vxlan = plan(&own, others.iter(), &links(), &Mode::Vxlan.into());
         assert!(
             vxlan
                 .ways
@@ -251,7 +255,7 @@ mod tests {
     fn pods_of_a_family_that_the_node_lacks_go_through_the_tunnel() {
         let own = node("a", "192.0.2.1", &["fd00:0:0:1::/64"]);
         let other = node("b", "192.0.2.2", &["fd00:0:0:2::/64"]);
-        let plan = plan(&own, [other].iter(), &links(), Mode::Auto);
+        let plan = plan(&own, [other].iter(), &links(), &Mode::Auto.into());
         assert!(
             plan.ways
                 .values()

@@ -9,7 +9,7 @@ mod lab;
 
 use api::Api;
 use lab::{Namespace, PORT, serve};
-use proxy::route::{Config, DEVICE, Mode, Progress, TABLE};
+use proxy::route::{Config, DEVICE, Mode, Progress, Settings, TABLE};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -22,7 +22,7 @@ struct Node {
     host: Namespace,
     pod: Namespace,
     number: usize,
-    mode: watch::Sender<Mode>,
+    settings: watch::Sender<Settings>,
     progress: watch::Receiver<Progress>,
     config: Config,
 }
@@ -67,6 +67,13 @@ impl Node {
                 .expect("routes");
         });
         token
+    }
+
+    /// Changes the settings and waits until they are in force.
+    fn set(&self, change: impl FnOnce(&mut Settings)) {
+        let before = self.progress.borrow().updates;
+        self.settings.send_modify(change);
+        self.wait_for(|progress| progress.updates > before && progress.synced);
     }
 
     fn wait_for(&self, holds: impl Fn(&Progress) -> bool) {
@@ -130,14 +137,14 @@ fn node(number: usize, router: &Namespace, port: &str, network: &str, network6: 
         ));
     }
     serve(&pod, &format!("pod{number}"));
-    let (mode, wanted) = watch::channel(Mode::Auto);
+    let (settings, wanted) = watch::channel(Settings::default());
     let config = Config::new(format!("node{number}"), wanted);
     let progress = config.progress();
     Node {
         host,
         pod,
         number,
-        mode,
+        settings,
         progress,
         config,
     }
@@ -195,6 +202,33 @@ fn all_reach_all(nodes: &[Node]) {
     }
 }
 
+/// A connection that is asked again and again whether it stands, with more than one packet each way.
+fn stand(from: &Namespace, to: &Namespace, at: SocketAddr) -> impl FnMut() + use<> {
+    let echo = to
+        .run(move || TcpListener::bind(("::", at.port())))
+        .expect("listen");
+    to.spawn(move || {
+        for mut stream in echo.incoming().flatten() {
+            let mut reader = stream.try_clone().expect("clone");
+            std::thread::spawn(move || std::io::copy(&mut reader, &mut stream));
+        }
+    });
+    let mut stream = from.run(move || TcpStream::connect(at)).expect("connect");
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .expect("timeout");
+    move || {
+        let sent: Vec<u8> = (0..200_000).map(|index| index as u8).collect();
+        let mut writer = stream.try_clone().expect("clone");
+        let copy = sent.clone();
+        let writing = std::thread::spawn(move || writer.write_all(&copy));
+        let mut seen = vec![0; sent.len()];
+        stream.read_exact(&mut seen).expect("an echo");
+        writing.join().expect("thread").expect("write");
+        assert_eq!(seen, sent);
+    }
+}
+
 #[test]
 fn pods_reach_each_other_in_each_mode_and_stay_connected_where_the_way_stays() {
     let (_router, mut nodes) = cluster();
@@ -219,39 +253,10 @@ fn pods_reach_each_other_in_each_mode_and_stay_connected_where_the_way_stays() {
     }
 
     // A connection by the tunnel goes on while the others' ways change, and large packets pass.
-    let echo = nodes[2]
-        .pod
-        .run(|| TcpListener::bind("[::]:7000"))
-        .expect("listen");
-    nodes[2].pod.spawn(move || {
-        for mut stream in echo.incoming().flatten() {
-            let mut reader = stream.try_clone().expect("clone");
-            std::thread::spawn(move || std::io::copy(&mut reader, &mut stream));
-        }
-    });
-    let at = SocketAddr::new(far, 7000);
-    let mut stream = nodes[0]
-        .pod
-        .run(move || TcpStream::connect(at))
-        .expect("connect");
-    stream
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .expect("timeout");
-    let mut echoes = || {
-        let sent: Vec<u8> = (0..200_000).map(|index| index as u8).collect();
-        let mut writer = stream.try_clone().expect("clone");
-        let copy = sent.clone();
-        let writing = std::thread::spawn(move || writer.write_all(&copy));
-        let mut seen = vec![0; sent.len()];
-        stream.read_exact(&mut seen).expect("an echo");
-        writing.join().expect("thread").expect("write");
-        assert_eq!(seen, sent);
-    };
+    let mut echoes = stand(&nodes[0].pod, &nodes[2].pod, SocketAddr::new(far, 7000));
     echoes();
     for node in &nodes {
-        let before = node.progress.borrow().updates;
-        node.mode.send_replace(Mode::Vxlan);
-        node.wait_for(|progress| progress.updates > before && progress.synced);
+        node.set(|settings| settings.mode = Mode::Vxlan);
     }
     echoes();
     assert!(
@@ -277,7 +282,7 @@ fn pods_reach_each_other_in_each_mode_and_stay_connected_where_the_way_stays() {
     // What stands stays while nobody is there, and is adopted.
     stops.iter().for_each(CancellationToken::cancel);
     echoes();
-    let config = Config::new("node1", nodes[0].mode.subscribe());
+    let config = Config::new("node1", nodes[0].settings.subscribe());
     let progress = config.progress();
     nodes[0].config = config;
     nodes[0].progress = progress;
@@ -293,6 +298,68 @@ fn pods_reach_each_other_in_each_mode_and_stay_connected_where_the_way_stays() {
         !left.contains(DEVICE) && !left.contains(TABLE) && !left.contains("proto 111"),
         "{left}"
     );
+}
+
+#[test]
+fn pods_keep_their_addresses_towards_networks_that_are_exempt_as_long_as_they_are() {
+    let (router, nodes) = cluster();
+    serve(&router, "outside");
+    for (node, way, way6) in [
+        (1, "192.0.2.1", "2001:db8::1"),
+        (3, "198.51.100.3", "2001:db8:1::3"),
+    ] {
+        router.ip(&format!("route add 10.244.{node}.0/24 via {way}"));
+        router.ip(&format!("-6 route add fd00:10:244:{node}::/64 via {way6}"));
+    }
+    let api = Api::default();
+    let objects = objects(&nodes);
+    // The only node has no ways to others, and its settings hold all the same.
+    api.apply(objects[0].clone());
+    let node = &nodes[0];
+    let _stop = node.start(&api);
+    node.wait_for(|progress| progress.synced);
+    let seen = |address: &str| {
+        let at = SocketAddr::new(address.parse().expect("address"), PORT);
+        // A bridge port passes packets some time after its link is up.
+        let answer = (0..20).find_map(|_| node.pod.ask(at).ok());
+        answer
+            .unwrap_or_else(|| panic!("{address} does not answer"))
+            .seen
+            .to_string()
+    };
+    let [own, own6] = node.pod_addresses().map(|address| address.to_string());
+    assert_eq!(
+        (seen("192.0.2.254"), seen("2001:db8::254")),
+        ("192.0.2.1".into(), "2001:db8::1".into())
+    );
+    let at = "192.0.2.254:7000".parse().expect("address");
+    let mut echoes = stand(&node.pod, &router, at);
+    echoes();
+    let exempt = |networks: &[&str]| {
+        let networks = networks.iter().map(|text| text.parse().expect("network"));
+        node.set(|settings| settings.non_masquerade_cidrs = networks.collect());
+    };
+    exempt(&["192.0.2.0/24", "192.0.2.254/32", "2001:db8::/64"]);
+    assert_eq!(
+        (seen("192.0.2.254"), seen("2001:db8::254")),
+        (own.clone(), own6)
+    );
+    assert_eq!(
+        seen("198.51.100.254"),
+        "192.0.2.1",
+        "the rest is masqueraded"
+    );
+    echoes();
+    exempt(&["192.0.2.0/24"]);
+    assert_eq!(
+        (seen("192.0.2.254"), seen("2001:db8::254")),
+        (own, "2001:db8::1".into())
+    );
+    exempt(&[]);
+    echoes();
+    assert_eq!(seen("192.0.2.254"), "192.0.2.1");
+    let tables = node.host.command("nft list tables");
+    assert!(!tables.contains(TABLE), "{tables}");
 }
 
 /// Megabits a second of one stream between pods of nodes 1 and 2.
@@ -339,9 +406,7 @@ fn measure() {
     for round in 0..3 {
         for (mode, name) in [(Mode::Auto, "direct, over veth"), (Mode::Vxlan, "VXLAN")] {
             for node in &nodes {
-                let before = node.progress.borrow().updates;
-                node.mode.send_replace(mode);
-                node.wait_for(|progress| progress.updates > before && progress.synced);
+                node.set(|settings| settings.mode = mode);
             }
             let port = 7100 + round * 2 + u16::from(mode == Mode::Vxlan);
             println!(
