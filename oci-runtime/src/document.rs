@@ -49,7 +49,8 @@ fn parse<T: DeserializeOwned>(
     serde_json::from_value(document)
 }
 
-/// Gives a process without a user root's ids, and takes out capabilities that no kernel has.
+/// Gives a process without a user root's ids, spells its flags as the typed form does, and takes out capabilities that
+/// no kernel has.
 fn complete_process(process: &mut Value) {
     let Some(process) = process.as_object_mut() else {
         return;
@@ -57,6 +58,16 @@ fn complete_process(process: &mut Value) {
     process
         .entry("user")
         .or_insert_with(|| json!({"uid": 0, "gid": 0}));
+    let flags = process
+        .get_mut("scheduler")
+        .and_then(|scheduler| scheduler.get_mut("flags"))
+        .and_then(Value::as_array_mut);
+    for flag in flags.into_iter().flatten() {
+        // The typed form has this one flag without its second word.
+        if *flag == "SCHED_FLAG_RESET_ON_FORK" {
+            *flag = json!("SCHED_RESET_ON_FORK");
+        }
+    }
     let mut unknown = Vec::new();
     let sets = process
         .get_mut("capabilities")
@@ -130,6 +141,18 @@ mod tests {
         let sets = process.capabilities().as_ref().unwrap();
         assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
         assert!(sets.effective().as_ref().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_scheduler_resets_on_fork_by_the_specifications_name() {
+        let text = br#"{"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0},
+            "scheduler": {"policy": "SCHED_BATCH", "flags": ["SCHED_FLAG_RESET_ON_FORK"]}}"#;
+        let process = parse_process(text).unwrap();
+        let flags = process.scheduler().as_ref().unwrap().flags();
+        assert_eq!(
+            flags.as_deref(),
+            Some(&[oci_spec::runtime::LinuxSchedulerFlag::SchedResetOnFork][..])
+        );
     }
 
     #[test]

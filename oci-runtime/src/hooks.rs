@@ -4,7 +4,9 @@ use crate::error::LaunchError;
 use crate::plan::HookPlan;
 use rustix::fs::MemfdFlags;
 use serde_json::{Value, json};
+use std::ffi::{CString, OsStr};
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -12,7 +14,8 @@ use std::time::Duration;
 /// So much of what a failed hook says is passed on.
 const STDERR_LIMIT: usize = 4096;
 
-/// Runs hooks one after the other, each with the state on its standard input; the first that fails ends it.
+/// Runs hooks one after the other, each with the state on its standard input; the first that fails ends it. A hook
+/// without an environment of its own has `env`, or without that this process's.
 ///
 /// # Errors
 /// The hook's path with its status, its end by timeout, or why it could not be started.
@@ -22,6 +25,7 @@ pub(crate) fn run_all(
     state: &Value,
     pid: i32,
     status: &str,
+    env: Option<&[CString]>,
 ) -> Result<(), LaunchError> {
     let mut state = state.clone();
     if let Value::Object(map) = &mut state {
@@ -30,7 +34,7 @@ pub(crate) fn run_all(
     }
     let text = state.to_string();
     hooks.iter().enumerate().try_for_each(|(position, hook)| {
-        run(hook, &text).map_err(|cause| {
+        run(hook, &text, env).map_err(|cause| {
             LaunchError::new(
                 format!(
                     "error running {kind} hook #{position}: {}",
@@ -42,25 +46,33 @@ pub(crate) fn run_all(
     })
 }
 
-fn run(hook: &HookPlan, state: &str) -> Result<(), String> {
+fn run(hook: &HookPlan, state: &str, env: Option<&[CString]>) -> Result<(), String> {
     let mut command = Command::new(&hook.path);
     if let Some((name, rest)) = hook.args.split_first() {
         command.arg0(name).args(rest);
     }
-    if let Some(env) = &hook.env {
-        let pairs = env
-            .iter()
-            .map(|entry| entry.split_once('=').unwrap_or((entry, "")));
-        command.env_clear().envs(pairs);
+    let own: Option<Vec<&[u8]>> = match (&hook.env, env) {
+        (Some(own), _) => Some(own.iter().map(String::as_bytes).collect()),
+        (None, Some(env)) => Some(env.iter().map(|entry| entry.to_bytes()).collect()),
+        (None, None) => None,
+    };
+    if let Some(entries) = own {
+        command.env_clear();
+        for entry in entries {
+            let mut halves = entry.splitn(2, |byte| *byte == b'=').map(OsStr::from_bytes);
+            if let Some(name) = halves.next() {
+                command.env(name, halves.next().unwrap_or_default());
+            }
+        }
     }
-    // A file and not a pipe: what a hook leaves running may keep it open, and nobody waits for that.
-    let said = rustix::fs::memfd_create("hook", MemfdFlags::CLOEXEC)
-        .map_err(|errno| format!("memfd_create: {errno}"))?;
-    let stderr = said.try_clone().map_err(|error| format!("dup: {error}"))?;
+    // A file and not a pipe: what a hook leaves running may keep it open, and nobody waits for that. The container's
+    // filter need not allow it: then nothing is heard.
+    let said = rustix::fs::memfd_create("hook", MemfdFlags::CLOEXEC).ok();
+    let stderr = said.as_ref().and_then(|said| said.try_clone().ok());
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        .stderr(stderr)
+        .stderr(stderr.map_or_else(Stdio::null, Stdio::from))
         .spawn()
         .map_err(|error| format!("start: {error}"))?;
     if let Some(mut stdin) = child.stdin.take() {
@@ -84,7 +96,9 @@ fn run(hook: &HookPlan, state: &str) -> Result<(), String> {
         (None, signal) => format!("killed by signal {}", signal.unwrap_or(0)),
     };
     let mut text = vec![0; STDERR_LIMIT];
-    let count = rustix::io::pread(&said, &mut text, 0).unwrap_or(0);
+    let count = said.map_or(0, |said| {
+        rustix::io::pread(&said, &mut text, 0).unwrap_or(0)
+    });
     text.truncate(count);
     match String::from_utf8_lossy(&text).trim() {
         "" => Err(ended),

@@ -10,7 +10,7 @@ pub(super) struct Cli {
     /// Where containers' states are kept [default: /run/orlop/runtime, for users below $XDG_RUNTIME_DIR]
     #[arg(long, global = false)]
     pub root: Option<PathBuf>,
-    /// Where errors are also written
+    /// Where errors are also written, and what is told besides them
     #[arg(long)]
     pub log: Option<PathBuf>,
     /// How: text or json
@@ -211,6 +211,12 @@ pub(super) struct UpdateArgs {
     pub cpu_quota: Option<i64>,
     #[arg(long)]
     pub cpu_burst: Option<u64>,
+    /// Microseconds; cgroup v1 only
+    #[arg(long)]
+    pub cpu_rt_period: Option<u64>,
+    /// Microseconds in each period; cgroup v1 only
+    #[arg(long, allow_negative_numbers = true)]
+    pub cpu_rt_runtime: Option<i64>,
     #[arg(long, visible_alias = "cpu-shares")]
     pub cpu_share: Option<u64>,
     #[arg(long)]

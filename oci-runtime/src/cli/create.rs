@@ -171,7 +171,11 @@ fn new_container(
 fn cgroup_path(context: &Context, id: &str, path: Option<&Path>) -> Result<String, Failure> {
     if context.systemd_cgroup {
         return Err(Failure::other(
-            "--systemd-cgroup is not supported: this host's cgroups are managed directly",
+            if Path::new("/run/systemd/system").is_dir() {
+                "--systemd-cgroup is not supported: leave it out, and have cgroups managed directly (cgroupfs)"
+            } else {
+                "--systemd-cgroup: systemd does not run on this host; leave it out, and have cgroups managed directly (cgroupfs)"
+            },
         ));
     }
     let path = match path.map(|path| {
@@ -228,6 +232,12 @@ fn launch_into(
         console::own_streams()?
     };
     let mut launched = launch(&plan, fds, stdio)?;
+    tracing::debug!(
+        pid = launched.pid,
+        cgroup = container.record.cgroup_path,
+        "started container {}",
+        args.id
+    );
     // From here on a failure must find the process, to kill it.
     container.record.pid = launched.pid;
     container.record.start_time = ProcessStat::read(launched.pid).map_or(0, |stat| stat.start_time);
@@ -241,7 +251,7 @@ fn launch_into(
         ));
     }
     if launching != Launching::Created {
-        hooks.started(launched.pid);
+        hooks.started(launched.pid, Some(&launched.pidfd))?;
     }
     if let Some(path) = &args.pid_file {
         write_whole(path, launched.pid.to_string().as_bytes())?;

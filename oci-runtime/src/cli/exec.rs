@@ -65,6 +65,11 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Outcome {
         console::own_streams()?
     };
     let mut launched = crate::exec(&plan, fds, stdio)?;
+    tracing::debug!(
+        pid = launched.pid,
+        "started a process in container {}",
+        args.id
+    );
     if let Some(path) = &args.pid_file {
         write_whole(path, launched.pid.to_string().as_bytes())?;
     }

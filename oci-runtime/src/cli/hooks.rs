@@ -4,6 +4,7 @@ use super::Failure;
 use crate::hooks::run_all;
 use crate::plan::{HookPlan, hook_state, plan_hooks};
 use crate::state::Container;
+use linux::pidfd;
 use oci_spec::runtime::Spec;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde_json::Value;
@@ -61,26 +62,45 @@ impl RuntimeHooks {
         if rustix::io::read(ours, &mut word).map_err(|errno| failed("read from", errno))? == 0 {
             return Ok(false);
         }
-        run_all("prestart", &self.prestart, &self.state, pid, "creating")?;
+        run_all(
+            "prestart",
+            &self.prestart,
+            &self.state,
+            pid,
+            "creating",
+            None,
+        )?;
         run_all(
             "createRuntime",
             &self.create_runtime,
             &self.state,
             pid,
             "creating",
+            None,
         )?;
         rustix::io::write(ours, b"g").map_err(|errno| failed("write to", errno))?;
         Ok(true)
     }
 
-    /// The program runs: a failure is told, and changes nothing any more.
-    pub(super) fn started(&self, pid: i32) {
-        if let Err(error) = run_all("poststart", &self.poststart, &self.state, pid, "running") {
-            eprintln!("warning: {error}");
+    /// The program runs; the first hook that fails is its end.
+    pub(super) fn started(&self, pid: i32, process: Option<&OwnedFd>) -> Result<(), Failure> {
+        let ran = run_all(
+            "poststart",
+            &self.poststart,
+            &self.state,
+            pid,
+            "running",
+            None,
+        );
+        if ran.is_err()
+            && let Some(process) = process
+        {
+            pidfd::kill(process)?;
         }
+        Ok(ran?)
     }
 
-    /// The container is gone; as [`RuntimeHooks::started`].
+    /// The container is gone: a failure is told, and changes nothing any more.
     pub(super) fn deleted(&self) {
         for hook in &self.poststop {
             if let Err(error) = run_all(
@@ -89,8 +109,9 @@ impl RuntimeHooks {
                 &self.state,
                 0,
                 "stopped",
+                None,
             ) {
-                eprintln!("warning: {error}");
+                tracing::warn!("{error}");
             }
         }
     }

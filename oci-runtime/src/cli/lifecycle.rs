@@ -34,7 +34,8 @@ pub(super) fn start(context: &Context, id: &str) -> Outcome {
     let connection = connect(&container, taken);
     let _ = std::fs::remove_file(container.path(taken));
     create::wait_status(&connection?)?;
-    RuntimeHooks::read(&container, &container.spec()?)?.started(container.record.pid);
+    RuntimeHooks::read(&container, &container.spec()?)?
+        .started(container.record.pid, container.process().as_ref())?;
     Ok(0)
 }
 

@@ -10,6 +10,7 @@ mod foreground;
 mod hooks;
 mod inspect;
 mod lifecycle;
+mod log;
 mod rootless;
 mod seal;
 mod spec;
@@ -95,6 +96,13 @@ pub fn main(args: Vec<OsString>) -> i32 {
         eprintln!("no command given; --help lists them");
         return 1;
     };
+    let logging = match log::Log::open(cli.log.as_deref(), &cli.log_format, cli.debug) {
+        Ok(log) => log::Logging::start(log),
+        Err(failure) => {
+            eprintln!("{failure}");
+            return failure.exit_code();
+        }
+    };
     let context = Context {
         root_given: cli.root.is_some(),
         root: cli.root.unwrap_or_else(rootless::default_root),
@@ -109,9 +117,7 @@ pub fn main(args: Vec<OsString>) -> i32 {
             let text = failure.to_string();
             // Nothing is to be done if nobody takes it.
             let _ = writeln!(std::io::stderr(), "{text}");
-            if let Some(log) = &cli.log {
-                write_log(log, &cli.log_format, &text);
-            }
+            logging.failed(&text);
             failure.exit_code()
         }
     }
@@ -147,22 +153,4 @@ fn run(context: &Context, command: Command) -> Outcome {
         Command::Spec { bundle, rootless } => spec::spec(bundle.as_deref(), rootless),
         Command::Features => features::features(),
     }
-}
-
-/// containerd and conmon read the last line of this file to tell why a command failed.
-fn write_log(path: &std::path::Path, format: &str, text: &str) {
-    let Ok(mut file) = std::fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-    else {
-        return;
-    };
-    let time = crate::state::now_rfc3339();
-    let line = if format == "json" {
-        serde_json::json!({ "level": "error", "msg": text, "time": time }).to_string()
-    } else {
-        format!("time={time:?} level=error msg={text:?}")
-    };
-    let _ = writeln!(file, "{line}");
 }

@@ -52,6 +52,8 @@ fn from_flags(args: &UpdateArgs) -> Result<Resources, Failure> {
         cpu_period_us: args.cpu_period,
         cpu_burst_us: args.cpu_burst,
         cpu_idle: args.cpu_idle,
+        cpu_realtime_period_us: args.cpu_rt_period,
+        cpu_realtime_runtime_us: args.cpu_rt_runtime,
         cpuset_cpus: args.cpuset_cpus.clone(),
         cpuset_mems: args.cpuset_mems.clone(),
         pids_limit: args.pids_limit,

@@ -16,6 +16,7 @@ use linux::process::set_undumpable;
 use linux::{credential, keyring, procfs};
 use process::Early;
 use std::convert::Infallible;
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub(crate) use process::set_limits;
@@ -204,6 +205,7 @@ pub(crate) fn run_launch(
         &plan.hooks.state,
         pid,
         "creating",
+        None,
     )?;
     let slave = match stdio {
         ChildStdio::Terminal(slave) => Some(*slave),
@@ -211,13 +213,14 @@ pub(crate) fn run_launch(
     };
     filesystem::build(plan, fds, slave)?;
     let gate = plan.gate.map(|fd| fds.get(fd)).transpose()?;
-    let before_program = || {
+    let before_program = |env: &[CString]| {
         crate::hooks::run_all(
             "startContainer",
             &plan.hooks.start_container,
             &plan.hooks.state,
             pid,
             "created",
+            Some(env),
         )
     };
     process::become_program(&plan.process, stdio, &early, gate, before_program, reporter)
@@ -283,7 +286,7 @@ pub(crate) fn run_exec(
     enter_root(fds.get(plan.root)?)?;
     credential::new_session().step(|| "start session")?;
     join_keyring(plan.process.keyring.as_deref())?;
-    process::become_program(&plan.process, stdio, &early, None, || Ok(()), reporter)
+    process::become_program(&plan.process, stdio, &early, None, |_| Ok(()), reporter)
 }
 
 /// The container's root need not be its mount namespace's.

@@ -94,12 +94,15 @@ fn set_oom_score_adj(value: i32) -> Result<(), LaunchError> {
 }
 
 /// Becomes the program. Returns only on failure; after the gate, a failure is reported to whoever opened it.
+///
+/// `before_program` gets the program's environment, and runs with the program's rights and under its filter: it is the
+/// startContainer hooks, whose code is the image's.
 pub(super) fn become_program(
     plan: &ProcessPlan,
     stdio: &ChildStdio<'_>,
     early: &Early<'_>,
     gate: Option<BorrowedFd<'_>>,
-    before_program: impl FnOnce() -> Result<(), LaunchError>,
+    before_program: impl FnOnce(&[CString]) -> Result<(), LaunchError>,
     reporter: &mut Reporter,
 ) -> Result<Infallible, LaunchError> {
     attach_stdio(plan, stdio)?;
@@ -115,9 +118,9 @@ pub(super) fn become_program(
         reporter.close_at_gate();
         reporter.replace(gate::wait(gate)?);
     }
-    before_program()?;
     set_scheduling(plan)?;
     restrict(plan, early)?;
+    before_program(&program.env)?;
     Err(program.exec(plan))
 }
 

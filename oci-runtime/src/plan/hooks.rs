@@ -12,7 +12,7 @@ use std::path::PathBuf;
 pub(crate) struct HookPlan {
     pub path: PathBuf,
     pub args: Vec<String>,
-    /// Without one of its own a hook has the runtime's, and startContainer's the program's.
+    /// Without one of its own a hook has the runtime's, and startContainer's the program's, which is known late.
     pub env: Option<Vec<String>>,
     pub timeout_s: Option<u64>,
 }

@@ -1,6 +1,6 @@
 //! A whole spec, resolved.
 
-use super::hooks::{HookPlan, HooksPlan, hook_state, plan_hooks};
+use super::hooks::{HooksPlan, hook_state, plan_hooks};
 use super::mounts::{self, MountContext, parse_rootfs_propagation};
 use super::namespaces::plan_namespaces;
 use super::process::{plan_containers_own, plan_process, session_keyring, setgroups_allowed};
@@ -150,7 +150,6 @@ pub fn plan_launch(
         gate: resources.gate.map(|fd| fds.push(fd)),
         hooks: plan_all_hooks(
             spec,
-            &process_plan.env,
             &resources.id,
             &resources.bundle,
             resources.runtime_hooks,
@@ -200,7 +199,6 @@ fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
 
 fn plan_all_hooks(
     spec: &Spec,
-    env: &[String],
     id: &str,
     bundle: &Path,
     runtime: Option<OwnedFd>,
@@ -222,13 +220,7 @@ fn plan_all_hooks(
     }
     Ok(HooksPlan {
         create_container: plan_hooks("createContainer", hooks.create_container())?,
-        start_container: plan_hooks("startContainer", hooks.start_container())?
-            .into_iter()
-            .map(|hook| HookPlan {
-                env: hook.env.or_else(|| Some(env.to_vec())),
-                ..hook
-            })
-            .collect(),
+        start_container: plan_hooks("startContainer", hooks.start_container())?,
         state: hook_state(spec, id, bundle),
         runtime: runtime.filter(|_| of_runtime).map(|fd| fds.push(fd)),
     })

@@ -71,7 +71,11 @@ fn device_rule(position: usize, rule: &LinuxDeviceCgroup) -> Result<DeviceRule, 
     };
     let access = rule.access().as_deref().unwrap_or("rwm");
     if let Some(other) = access.chars().find(|c| !"rwm".contains(*c)) {
-        return Err(bad(format!("access {other:?}")));
+        // Callers have it from old runtimes, where `a` stood for nothing.
+        if other != 'a' {
+            return Err(bad(format!("access {other:?}")));
+        }
+        tracing::warn!("linux.resources.devices[{position}].access: ignoring 'a'");
     }
     let has = |c: char| access.is_empty() || access.contains(c);
     Ok(DeviceRule {

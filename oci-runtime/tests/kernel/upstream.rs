@@ -279,3 +279,82 @@ fn a_cgroup_that_somebody_froze_is_refused() {
     let told = "container's cgroup unexpectedly frozen";
     assert!(ran.stderr.contains(told), "{}", ran.stderr);
 }
+
+#[test]
+fn a_hook_in_the_container_is_under_its_filter_and_has_its_home() {
+    let mut bundle = Bundle::new("true");
+    bundle.process()["env"] = json!(["PATH=/bin"]);
+    bundle.config["hooks"] = json!({"startContainer": [
+        {"path": "/bin/sh", "args": ["sh", "-c", "test \"$HOME\" = /root && ! mkdir /made"]}
+    ]});
+    bundle.linux()["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat", "memfd_create"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM}
+    ]});
+    bundle.run().ok();
+    assert!(!bundle.path("rootfs/made").exists());
+}
+
+#[test]
+fn a_poststart_hook_that_fails_ends_the_container() {
+    let mut bundle = Bundle::new("sleep 100");
+    bundle.config["hooks"] = json!({"poststart": [{"path": "/bin/true"}, {"path": "/bin/false"}]});
+    bundle.create();
+    let started = Ran::from(bundle.output(&["start", &bundle.id]));
+    assert_eq!(started.code, 1);
+    let told = "error running poststart hook #1: /bin/false";
+    assert!(started.stderr.contains(told), "{}", started.stderr);
+    bundle.wait_status("stopped");
+    bundle.must(&["delete", &bundle.id]);
+    let ran = bundle.run();
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains(told), "{}", ran.stderr);
+    assert_eq!(bundle.must(&["list", "--quiet"]), "");
+}
+
+#[test]
+fn warnings_and_debugging_go_to_the_log_in_its_format() {
+    let mut bundle = Bundle::new("true");
+    bundle.process()["capabilities"]["bounding"] = json!(["CAP_FLYING"]);
+    let log = bundle.path("log");
+    let words = [
+        "--debug",
+        "--log",
+        log.to_str().unwrap(),
+        "--log-format",
+        "json",
+        "run",
+        &bundle.id,
+    ];
+    let ran = Ran::from(bundle.output(&words));
+    assert_eq!(ran.stderr, "");
+    ran.ok();
+    let text = std::fs::read_to_string(&log).unwrap();
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let told = |level: &str, part: &str| {
+        lines.iter().any(|line| {
+            line["level"] == level
+                && line["msg"].as_str().unwrap().contains(part)
+                && line["time"].is_string()
+        })
+    };
+    assert!(told("warning", "CAP_FLYING"), "{text}");
+    assert!(told("debug", "started container"), "{text}");
+    let plain = Ran::from(bundle.output(&["run", &bundle.id]));
+    assert!(
+        plain.stderr.contains("level=warning msg=\"ignoring"),
+        "{}",
+        plain.stderr
+    );
+    assert!(!plain.stderr.contains("level=debug"), "{}", plain.stderr);
+}
+
+#[test]
+fn a_manager_of_cgroups_that_is_not_used_is_refused_with_what_to_do() {
+    let bundle = Bundle::new("true");
+    let ran = Ran::from(bundle.output(&["--systemd-cgroup", "run", &bundle.id]));
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains("leave it out"), "{}", ran.stderr);
+}
