@@ -2,6 +2,7 @@
 
 use crate::error::{DuringLaunch, LaunchError, read_status};
 use crate::init::{self, ChildStdio, Fds, Reporter};
+use crate::net_devices::move_all;
 use crate::plan::{CgroupPlan, ExecPlan, LaunchPlan, NamespacePlan, ProcessPlan};
 use linux::namespace::{self, NamespaceKind};
 use linux::process::{self, CloneOptions};
@@ -60,9 +61,17 @@ pub fn launch(plan: &LaunchPlan, fds: Vec<OwnedFd>, stdio: Stdio) -> Result<Laun
     let streams = Streams::open(stdio, devpts, &plan.process)?;
     let (status, status_end) = status_pipe()?;
     let mut reporter = Reporter::new(status_end);
+    let devices = match plan.net_devices.is_empty() {
+        true => None,
+        false => Some(status_pipe()?),
+    };
+    let wait = || match &devices {
+        Some((go, _)) => await_word(go, "wait for network devices"),
+        None => Ok(()),
+    };
     let child = if needs_intermediate(&plan.namespaces) {
         by_intermediate(&plan.cgroup, table, reporter, &status, |reporter| {
-            intermediate(plan, table, &streams, reporter)
+            intermediate(plan, table, &streams, &wait, reporter)
         })?
     } else {
         let options = CloneOptions {
@@ -81,11 +90,20 @@ pub fn launch(plan: &LaunchPlan, fds: Vec<OwnedFd>, stdio: Stdio) -> Result<Laun
                     init::join_cgroup(&plan.cgroup, table)?;
                     init::set_limits(&plan.process)?;
                     init::join_namespaces(&plan.namespaces, table)?;
+                    wait()?;
                     init::run_launch(plan, table, &streams.child(), reporter)
                 })
             })
         })?
     };
+    if let Some((_, go)) = &devices {
+        let moved = move_devices(plan, table, child.pid).and_then(|()| tell(go));
+        if let Err(error) = moved {
+            let _ = pidfd::kill(&child.pidfd);
+            let _ = pidfd::reap(&child.pidfd, true);
+            return Err(error);
+        }
+    }
     Ok(Launched {
         pid: child.pid,
         pidfd: child.pidfd,
@@ -347,6 +365,7 @@ fn intermediate(
     plan: &LaunchPlan,
     table: Fds<'_>,
     streams: &Streams,
+    wait: &impl Fn() -> Result<(), LaunchError>,
     reporter: &mut Reporter,
 ) -> Result<process::Child, LaunchError> {
     init::join_cgroup(&plan.cgroup, table)?;
@@ -367,12 +386,9 @@ fn intermediate(
     };
     let child = process::clone_child(options, || {
         init::finish(reporter, |reporter| {
-            let mut byte = [0];
-            if rustix::io::read(&go, &mut byte).is_ok_and(|count| count == 1) {
-                init::run_launch(plan, table, &streams.child(), reporter)
-            } else {
-                Err(LaunchError::new(step(), "the intermediate process ended"))
-            }
+            await_word(&go, step())?;
+            wait()?;
+            init::run_launch(plan, table, &streams.child(), reporter)
         })
     })
     .step(step)?;
@@ -382,8 +398,33 @@ fn intermediate(
         let _ = pidfd::kill(&child.pidfd);
         return Err(error);
     }
-    rustix::io::write(&go_end, b"g")
-        .map_err(|errno| linux::Error::new("write", "", errno.raw_os_error()))
-        .step(step)?;
+    tell(&go_end)?;
     Ok(child)
+}
+
+/// Before its program runs, which finds them there.
+fn move_devices(plan: &LaunchPlan, table: Fds<'_>, pid: i32) -> Result<(), LaunchError> {
+    // A joined one by its own descriptor: the process may be on its way there still.
+    if let Some(joined) = plan.namespaces.joins(NamespaceKind::Network) {
+        return move_all(&plan.net_devices, table.get(joined)?);
+    }
+    let made = namespace::open_of(pid, NamespaceKind::Network)
+        .step(|| "open the container's network namespace")?;
+    move_all(&plan.net_devices, made.as_fd())
+}
+
+/// Lets a process go on that is in [`await_word`].
+fn tell(go: &OwnedFd) -> Result<(), LaunchError> {
+    rustix::io::write(go, b"g")
+        .map(drop)
+        .map_err(|errno| linux::Error::new("write", "", errno.raw_os_error()))
+        .step(|| "start the process")
+}
+
+fn await_word(go: &OwnedFd, step: &str) -> Result<(), LaunchError> {
+    let mut byte = [0];
+    if rustix::io::read(go, &mut byte).is_ok_and(|count| count == 1) {
+        return Ok(());
+    }
+    Err(LaunchError::new(step, "the launching process ended"))
 }

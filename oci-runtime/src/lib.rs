@@ -11,6 +11,7 @@ mod error;
 mod hooks;
 mod init;
 mod launch;
+mod net_devices;
 mod plan;
 pub mod seccomp;
 mod state;

@@ -187,9 +187,9 @@ pub(super) struct ExecArgs {
     pub cap: Vec<String>,
     #[arg(long, default_value_t = 0)]
     pub preserve_fds: u32,
-    /// A cgroup below the container's
+    /// A cgroup below the container's, which exists: PATH, or for some of v1's controllers CONTROLLER[,..]:PATH
     #[arg(long)]
-    pub cgroup: Option<String>,
+    pub cgroup: Vec<String>,
     /// Also in a paused container
     #[arg(long)]
     pub ignore_paused: bool,

@@ -7,6 +7,7 @@ use crate::launch::Stdio;
 use crate::plan::{ExecTarget, plan_exec, session_keyring};
 use crate::state::{Container, StateError, Status, write_whole};
 use oci_spec::runtime::{Capability, Process, Spec, User};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub(super) fn exec(context: &Context, args: &ExecArgs) -> Outcome {
@@ -34,18 +35,12 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Outcome {
     let process = plan_spec(args, &spec)?;
     let terminal = process.terminal().unwrap_or(false);
     console::check(terminal, args.detach, args.console_socket.as_deref())?;
-    let mut cgroup = container.cgroup()?;
-    if let (Some(whole), Some(name)) = (
-        &cgroup,
-        args.cgroup.as_deref().map(|name| name.trim_matches('/')),
-    ) && !name.is_empty()
-    {
-        cgroup = Some(whole.child(name)?);
-    }
+    let cgroup_below = parse_cgroups(&args.cgroup)?;
     let target = ExecTarget {
         pid: container.record.pid,
         pidfd,
-        cgroup,
+        cgroup: container.cgroup()?,
+        cgroup_below,
         linux: spec.linux().clone(),
         keyring: (!container.record.keeps_keyring).then(|| session_keyring(&container.record.id)),
         preserve_fds: args.preserve_fds,
@@ -139,6 +134,39 @@ fn plan_spec(args: &ExecArgs, spec: &Spec) -> Result<Process, Failure> {
     Ok(process)
 }
 
+/// `--cgroup`: one path for all controllers, or each with the names of those that it is for (`cpu,cpuacct:path`).
+fn parse_cgroups(words: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let bad = |word: &str, why: String| {
+        Failure::other(format!("invalid --cgroup argument: {word} ({why})"))
+    };
+    let mut below = BTreeMap::new();
+    for word in words {
+        let (names, path) = word.split_once(':').unwrap_or(("", word));
+        if path.split('/').any(|part| part == "..") {
+            return Err(bad(
+                word,
+                "bad sub cgroup path: '..' leaves the container's".to_owned(),
+            ));
+        }
+        let all = !word.contains(':');
+        if all && words.len() > 1 {
+            return Err(bad(word, "missing <controller>: prefix".to_owned()));
+        }
+        for name in names.split(',') {
+            if name.is_empty() && !all {
+                return Err(bad(word, "empty <controller> prefix".to_owned()));
+            }
+            if below.insert(name.to_owned(), path.to_owned()).is_some() {
+                return Err(bad(
+                    word,
+                    format!("controller {name} specified multiple times"),
+                ));
+            }
+        }
+    }
+    Ok(below)
+}
+
 fn parse_user(text: &str, before: &User) -> Result<User, Failure> {
     let (uid, gid) = text
         .split_once(':')
@@ -186,4 +214,36 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<(), Failu
     }
     process.set_capabilities(Some(sets));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Vec<(String, String)>, String> {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        parse_cgroups(&words)
+            .map(|below| below.into_iter().collect())
+            .map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn cgroups_are_one_path_or_one_for_each_controller() {
+        let pair = |name: &str, path: &str| (name.to_owned(), path.to_owned());
+        assert_eq!(parse(&[]).unwrap(), []);
+        assert_eq!(parse(&["a/b"]).unwrap(), [pair("", "a/b")]);
+        assert_eq!(
+            parse(&["memory:m", "cpu,cpuacct:c"]).unwrap(),
+            [pair("cpu", "c"), pair("cpuacct", "c"), pair("memory", "m")]
+        );
+        for (words, told) in [
+            (&["a", "b"][..], "missing <controller>: prefix"),
+            (&[":a"], "empty <controller> prefix"),
+            (&["cpu:a", "cpu:b"], "cpu specified multiple times"),
+            (&["cpu:a/../../b"], "bad sub cgroup path"),
+        ] {
+            let error = parse(words).unwrap_err();
+            assert!(error.contains(told), "{words:?}: {error}");
+        }
+    }
 }

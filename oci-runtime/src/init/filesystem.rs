@@ -21,10 +21,15 @@ pub(super) fn build(
         .step(|| "cut mount propagation")?;
     mount::attach_at(root, Path::new("/")).step(|| "attach rootfs")?;
     let mut proc = None;
+    let mut readonly_later = Vec::new();
     for entry in &plan.mounts {
         let mounted = attach(entry, root, fds)?;
         if entry.destination == Path::new("/proc") {
             proc = mounted;
+        } else if waits_for_readonly(entry)
+            && let Some(mounted) = mounted
+        {
+            readonly_later.push((entry, mounted));
         }
     }
     if let Some(list) = &plan.devices {
@@ -38,8 +43,25 @@ pub(super) fn build(
         make_readonly(path, root)?;
     }
     mask(plan, root)?;
+    for (entry, mounted) in &readonly_later {
+        mount::set_attributes(mounted, false, &READONLY)
+            .step(|| format!("make {} read-only", entry.destination.display()))?;
+    }
     pivot(root)?;
     finish_root(plan, root)
+}
+
+const READONLY: Attributes = Attributes {
+    set: attr::RDONLY,
+    clear: 0,
+    propagation: None,
+};
+
+/// Whether a mount is read-only in the end and written to before: files are copied into a tmpfs, mount points are made
+/// in it, and devices in `/dev`.
+fn waits_for_readonly(entry: &MountPlan) -> bool {
+    entry.attributes.set & attr::RDONLY != 0
+        && matches!(&entry.source, MountSource::FileSystem { kind, .. } if kind == "tmpfs" || entry.destination == Path::new("/dev"))
 }
 
 /// Attaches one mount; hands back the mount's descriptor.
@@ -70,7 +92,11 @@ fn attach(
             options,
             copy_up,
         } => {
-            let hold_back = if *copy_up { attr::RDONLY } else { 0 };
+            let hold_back = if waits_for_readonly(entry) {
+                attr::RDONLY
+            } else {
+                0
+            };
             let attributes = entry.attributes.set & !hold_back;
             let options = match covered {
                 Some(mode) => &[options.as_slice(), &[("mode".to_owned(), Some(mode))]].concat(),
@@ -80,12 +106,6 @@ fn attach(
                 .step(|| step(kind))?;
             if *copy_up {
                 copy_up::copy(&target, &made, &entry.destination.to_string_lossy())?;
-                // Not before, or nothing could be copied.
-                let only = Attributes {
-                    set: entry.attributes.set & attr::RDONLY,
-                    ..Attributes::default()
-                };
-                mount::set_attributes(&made, false, &only).step(|| step(kind))?;
             }
             (made, kind.as_str())
         }
@@ -250,11 +270,7 @@ fn make_readonly(path: &Path, root: BorrowedFd<'_>) -> Result<(), LaunchError> {
     let step = || format!("make {} read-only", path.display());
     let clone = mount::bind_fd(&target, true).step(step)?;
     mount::attach(&clone, &target).step(step)?;
-    let readonly = Attributes {
-        set: attr::RDONLY,
-        ..Attributes::default()
-    };
-    mount::set_attributes(&clone, true, &readonly).step(step)
+    mount::set_attributes(&clone, true, &READONLY).step(step)
 }
 
 /// Covers paths: directories with an empty read-only file system, files with `/dev/null`.
@@ -300,11 +316,7 @@ fn pivot(root: BorrowedFd<'_>) -> Result<(), LaunchError> {
 
 fn finish_root(plan: &LaunchPlan, root: BorrowedFd<'_>) -> Result<(), LaunchError> {
     if plan.rootfs.readonly {
-        let readonly = Attributes {
-            set: attr::RDONLY,
-            ..Attributes::default()
-        };
-        mount::set_attributes(root, false, &readonly).step(|| "make rootfs read-only")?;
+        mount::set_attributes(root, false, &READONLY).step(|| "make rootfs read-only")?;
     }
     if let Some((propagation, recursive)) = plan.rootfs.propagation {
         let change = Attributes {

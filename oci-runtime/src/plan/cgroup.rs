@@ -4,6 +4,7 @@ use super::{Fd, FdList};
 use crate::error::{DuringPlan, Error};
 use linux::cgroup::Cgroup;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// How a process joins its cgroup: born into the v2 one, and by its own hand into each of v1's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,13 +20,17 @@ impl CgroupPlan {
     /// [`Error::Kernel`] if the cgroup doesn't exist.
     pub fn open(cgroup: &Cgroup) -> Result<(Self, Vec<std::os::fd::OwnedFd>), Error> {
         let mut fds = FdList::default();
-        let plan = Self::add(cgroup, &mut fds)?;
+        let plan = Self::add(cgroup, &BTreeMap::new(), &mut fds)?;
         Ok((plan, fds.into_inner()))
     }
 
-    pub(super) fn add(cgroup: &Cgroup, fds: &mut FdList) -> Result<Self, Error> {
+    pub(super) fn add(
+        cgroup: &Cgroup,
+        below: &BTreeMap<String, String>,
+        fds: &mut FdList,
+    ) -> Result<Self, Error> {
         let join = cgroup
-            .join()
+            .join_below(below)
             .during(|| format!("open cgroup {}", cgroup.path()))?;
         Ok(CgroupPlan {
             unified: join.unified.map(|fd| fds.push(fd)),

@@ -6,11 +6,13 @@ use super::namespaces::plan_namespaces;
 use super::process::{plan_containers_own, plan_process, session_keyring, setgroups_allowed};
 use super::{CgroupPlan, DevicePlan, DeviceSource, FdList, LaunchPlan, NamespacePlan, RootfsPlan};
 use crate::error::{DuringPlan, Error};
+use crate::net_devices::plan_net_devices;
 use crate::seccomp;
 use linux::cgroup::Cgroup;
 use linux::mount::{self, Attributes, Propagation};
 use linux::namespace::{self, NamespaceKind};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -139,7 +141,7 @@ pub fn plan_launch(
         cgroup: resources
             .cgroup
             .as_ref()
-            .map(|cgroup| CgroupPlan::add(cgroup, &mut fds))
+            .map(|cgroup| CgroupPlan::add(cgroup, &BTreeMap::new(), &mut fds))
             .transpose()?
             .unwrap_or_default(),
         masked_paths: paths(linux.masked_paths()),
@@ -154,6 +156,11 @@ pub fn plan_launch(
             &resources.bundle,
             resources.runtime_hooks,
             &mut fds,
+        )?,
+        net_devices: plan_net_devices(
+            linux,
+            namespaces.makes(NamespaceKind::Network)
+                || namespaces.joins(NamespaceKind::Network).is_some(),
         )?,
         process: process_plan,
         namespaces,
@@ -182,16 +189,6 @@ fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
         return Err(Error::unsupported(
             "linux.intelRdt",
             "resctrl is not implemented",
-        ));
-    }
-    if linux
-        .net_devices()
-        .as_ref()
-        .is_some_and(|devices| !devices.is_empty())
-    {
-        return Err(Error::unsupported(
-            "linux.netDevices",
-            "moving network devices is not implemented",
         ));
     }
     Ok(())
@@ -263,23 +260,37 @@ fn plan_rootfs(
     namespaces: &NamespacePlan,
     fds: &mut FdList,
 ) -> Result<RootfsPlan, Error> {
+    let propagation = linux
+        .rootfs_propagation()
+        .as_deref()
+        .filter(|text| !text.is_empty())
+        .map(parse_rootfs_propagation)
+        .transpose()?;
+    // A slave gets what is mounted below it on the host; all others leave their source's group, to be shared among the
+    // container's own later perhaps.
+    let (cut, recursive) = match propagation {
+        Some((Propagation::Slave, recursive)) => (Propagation::Slave, recursive),
+        _ => (Propagation::Private, true),
+    };
     let detached = match rootfs {
         Rootfs::Detached(fd) => fd,
         Rootfs::Path(path) => {
             let bound =
                 mount::bind(&path, true).during(|| format!("open rootfs {}", path.display()))?;
-            let private = Attributes {
-                propagation: Some(Propagation::Private),
+            let change = Attributes {
+                propagation: Some(cut),
                 ..Attributes::default()
             };
-            mount::set_attributes(&bound, true, &private).during(|| "make rootfs private")?;
+            mount::set_attributes(&bound, recursive, &change)
+                .during(|| "cut the rootfs off the host's mounts")?;
             bound
         }
     };
     if !linux::path::is_directory(&detached).during(|| "stat rootfs")? {
         return Err(Error::spec("root.path", "is not a directory"));
     }
-    let separate = namespaces.makes(NamespaceKind::Mount);
+    let separate =
+        namespaces.makes(NamespaceKind::Mount) || namespaces.joins(NamespaceKind::Mount).is_some();
     if !separate {
         return Err(Error::unsupported(
             "linux.namespaces",
@@ -292,12 +303,7 @@ fn plan_rootfs(
             .root()
             .as_ref()
             .is_some_and(|root| root.readonly().unwrap_or(false)),
-        propagation: linux
-            .rootfs_propagation()
-            .as_deref()
-            .filter(|text| !text.is_empty())
-            .map(parse_rootfs_propagation)
-            .transpose()?,
+        propagation,
     })
 }
 

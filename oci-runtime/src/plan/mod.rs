@@ -1,5 +1,6 @@
 //! What a launch needs, resolved ahead of it: plain data, and descriptors that it refers to by index.
 
+mod bind_flags;
 mod cgroup;
 mod hooks;
 mod launch;

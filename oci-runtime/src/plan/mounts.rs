@@ -1,5 +1,6 @@
 //! `mounts` of a spec: options parsed, sources opened.
 
+use super::bind_flags::{BindFlags, mount_flags};
 use super::namespaces::{host_id, map_text};
 use super::{FdList, MountPlan, MountSource, NamespacePlan, UserMapping};
 use crate::error::{DuringPlan, Error};
@@ -19,6 +20,8 @@ pub(super) struct Options {
     pub recursive_bind: bool,
     pub attributes: Attributes,
     pub recursive: Attributes,
+    /// The plain attributes as a bind mount takes them.
+    pub bind_flags: BindFlags,
     /// With whether it is recursive.
     pub propagation: Option<(Propagation, bool)>,
     pub copy_up: bool,
@@ -137,6 +140,7 @@ fn change(attributes: &mut Attributes, (set, clear): (u64, u64)) {
 pub(super) fn parse_options(options: &[String]) -> Options {
     let mut out = Options::default();
     for option in options {
+        out.bind_flags.read(option);
         match option.as_str() {
             "bind" => out.bind = true,
             "rbind" => {
@@ -313,7 +317,23 @@ fn plan_bind(
     }
     let is_dir = linux::path::is_directory(&detached).during(|| "stat mount source")?;
     // The clone is a member of its source's peer group: what the container mounts must not reach the host.
-    let (attributes, recursive) = with_propagation(options, Some((Propagation::Private, true)));
+    let (mut attributes, recursive) = with_propagation(options, Some((Propagation::Private, true)));
+    if !options.bind_flags.is_empty() {
+        let source = mount_flags(&detached).during(|| "stat mount source")?;
+        let locked = context.namespaces.has_user() || linux::namespace::in_user_namespace();
+        let wanted = options
+            .bind_flags
+            .over(source, locked)
+            .map_err(|kept| Error::Kernel {
+                step: format!("mount {}", destination.display()),
+                cause: linux::Error::new(
+                    "change flags that the source's mount locks",
+                    kept,
+                    libc::EPERM,
+                ),
+            })?;
+        (attributes.set, attributes.clear) = (wanted.set, wanted.clear);
+    }
     // Applied here and not in the child, where the source's flags would be locked in a user namespace.
     mount::set_attributes(&detached, true, &recursive)
         .during(|| format!("set attributes of mount {}", destination.display()))?;

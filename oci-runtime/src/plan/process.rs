@@ -12,7 +12,7 @@ use oci_spec::runtime::{
     Capabilities, Linux, LinuxCapabilities, LinuxPersonality, LinuxPersonalityDomain, Process,
 };
 use rustix::fs::{Mode, OFlags};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -25,6 +25,8 @@ pub struct ExecTarget {
     pub pidfd: OwnedFd,
     /// The cgroup for the process: the container's, or a child made for this exec.
     pub cgroup: Option<Cgroup>,
+    /// Where below that cgroup, as [`Cgroup::join_below`] has it.
+    pub cgroup_below: BTreeMap<String, String>,
     /// The container's `linux`: its seccomp profile, personality and memory policy hold for the process too.
     pub linux: Option<Linux>,
     /// The container's session keyring ([`session_keyring`]); `None` hands the caller's on.
@@ -93,7 +95,7 @@ pub fn plan_exec(process: &Process, target: ExecTarget) -> Result<(ExecPlan, Vec
     let cgroup = target
         .cgroup
         .as_ref()
-        .map(|cgroup| CgroupPlan::add(cgroup, &mut fds))
+        .map(|cgroup| CgroupPlan::add(cgroup, &target.cgroup_below, &mut fds))
         .transpose()?;
     let plan = ExecPlan {
         pidfd: fds.push(target.pidfd),

@@ -2,6 +2,7 @@
 
 use super::cgroup::CgroupPlan;
 use super::{HooksPlan, SchedulingPlan};
+use crate::net_devices::NetDevicePlan;
 use linux::capability::Sets;
 use linux::mount::{Attributes, FsOption, Propagation};
 use linux::namespace::NamespaceKind;
@@ -36,6 +37,8 @@ pub struct LaunchPlan {
     /// A listening socket at which the process waits before `execve`.
     pub(crate) gate: Option<Fd>,
     pub(crate) hooks: HooksPlan,
+    /// The process waits until they have been moved.
+    pub(crate) net_devices: Vec<NetDevicePlan>,
     pub(crate) process: ProcessPlan,
 }
 

@@ -124,6 +124,22 @@ impl Bundle {
         Ran::from(self.output(&["run", &self.id]))
     }
 
+    /// Runs the container from a namespace of the kind `unshare` (a flag of unshare(1)), which `setup`, a shell script
+    /// with the runtime's command as its arguments, has prepared.
+    pub fn run_beside(&self, unshare: &str, setup: &str) -> Ran {
+        let command = self.command(&["run", &self.id]);
+        let script = format!("set -e; {setup}; exec \"$@\"");
+        let output = Command::new("unshare")
+            .args([unshare, "sh", "-c", &script, "sh"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        Ran::from(output)
+    }
+
     /// Creates and starts the container in the background.
     pub fn start(&self) {
         self.create();

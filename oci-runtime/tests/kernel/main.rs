@@ -7,6 +7,8 @@ mod faults;
 mod filesystem;
 mod lifecycle;
 mod limits;
+mod mounts;
+mod network;
 mod process;
 mod rootless;
 mod upstream;

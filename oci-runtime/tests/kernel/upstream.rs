@@ -358,3 +358,47 @@ fn a_manager_of_cgroups_that_is_not_used_is_refused_with_what_to_do() {
     assert_eq!(ran.code, 1);
     assert!(ran.stderr.contains("leave it out"), "{}", ran.stderr);
 }
+
+#[test]
+fn an_exec_goes_into_a_cgroup_below_by_controller() {
+    let bundle = Bundle::new("sleep 100");
+    bundle.start();
+    let exec = |words: &[&str]| {
+        let all: Vec<&str> = ["exec"]
+            .iter()
+            .chain(words)
+            .chain(&[bundle.id.as_str(), "cat", "/proc/self/cgroup"])
+            .copied()
+            .collect();
+        Ran::from(bundle.output(&all))
+    };
+    let v1 = std::path::Path::new("/sys/fs/cgroup/memory");
+    let hierarchy = if v1.exists() {
+        v1
+    } else {
+        std::path::Path::new("/sys/fs/cgroup")
+    };
+    let whole = exec(&["--cgroup", "/"]).ok();
+    assert!(!whole.contains("below"), "{whole}");
+    let missing = exec(&["--cgroup", "absent"]);
+    assert_eq!(missing.code, 255);
+    let unknown = exec(&["--cgroup", "flying:/"]);
+    assert!(
+        unknown.stderr.contains("unknown controller flying"),
+        "{}",
+        unknown.stderr
+    );
+    let below = hierarchy.join(bundle.id.as_str()).join("below");
+    std::fs::create_dir(&below).unwrap();
+    let word = if v1.exists() { "memory:below" } else { "below" };
+    let entered = exec(&["--cgroup", word]).ok();
+    std::fs::remove_dir(&below).unwrap();
+    assert_eq!(
+        entered
+            .lines()
+            .filter(|line| line.ends_with("/below"))
+            .count(),
+        1,
+        "{entered}"
+    );
+}
