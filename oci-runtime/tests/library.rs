@@ -362,7 +362,6 @@ fn containers_of_a_pod_share_its_user_namespace() {
         pid: launched.pid,
         pidfd: launched.pidfd.try_clone().unwrap(),
         cgroup: Some(fixture.cgroup.clone()),
-        cgroup_below: Default::default(),
         linux: None,
         keyring: None,
         preserve_fds: 0,

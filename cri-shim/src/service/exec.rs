@@ -218,7 +218,6 @@ impl Runtime {
             pid: launched.pid,
             pidfd,
             cgroup: Some(cgroup.clone()),
-            cgroup_below: Default::default(),
             linux: specification.linux().clone(),
             keyring: Some(oci_runtime::session_keyring(container.id())),
             preserve_fds: 0,

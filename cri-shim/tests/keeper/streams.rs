@@ -201,7 +201,6 @@ async fn an_exec_has_its_own_streams_and_its_exit_code_is_told_once() {
         pid: container.pid,
         pidfd: container.pidfd.try_clone().unwrap(),
         cgroup: None,
-        cgroup_below: Default::default(),
         linux: None,
         keyring: None,
         preserve_fds: 0,

@@ -20,7 +20,6 @@ pub use stats::{Stats, StatsReader};
 use crate::error::{Context, Error, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -209,46 +208,12 @@ impl Cgroup {
     /// # Errors
     /// The `open`'s, ENOENT if it doesn't exist.
     pub fn join(&self) -> Result<Join> {
-        self.join_below(&BTreeMap::new())
-    }
-
-    /// As [`Cgroup::join`], for a process that goes into a cgroup below this one: `below` has its path by v1 controller,
-    /// and with an empty name that for the v2 hierarchy and all v1 controllers that aren't named.
-    ///
-    /// # Errors
-    /// Also ENODEV for a controller that no v1 hierarchy has, and EINVAL for a path with `..`.
-    pub fn join_below(&self, below: &BTreeMap<String, String>) -> Result<Join> {
-        let known = |name: &String| {
-            self.hierarchies
-                .v1
-                .iter()
-                .any(|v1| v1.controllers.contains(name))
-        };
-        if let Some(unknown) = below.keys().find(|name| !name.is_empty() && !known(name)) {
-            return Err(Error::new(
-                "join the cgroup of unknown controller",
-                unknown,
-                libc::ENODEV,
-            ));
-        }
-        let place = |path: Option<&String>| match path.map(|path| path.trim_matches('/')) {
-            None | Some("") => Ok(self.clone()),
-            Some(path) => self.child(path),
-        };
-        let everywhere = below.get("");
-        let unified = place(everywhere)?
-            .unified_dir()
-            .map(|dir| open_dir(&dir))
-            .transpose()?;
+        let unified = self.unified_dir().map(|dir| open_dir(&dir)).transpose()?;
         let tasks = self
             .hierarchies
             .v1
             .iter()
-            .map(|v1| {
-                let named = v1.controllers.iter().find_map(|name| below.get(name));
-                let cgroup = place(named.or(everywhere))?;
-                open_for_write(&cgroup.under(&v1.mount).join("tasks"))
-            })
+            .map(|v1| open_for_write(&self.under(&v1.mount).join("tasks")))
             .collect::<Result<_>>()?;
         Ok(Join { unified, tasks })
     }

@@ -4,7 +4,7 @@ use super::args::ExecArgs;
 use super::{Context, Failure, Outcome, console, create, foreground, rootless};
 use crate::document::parse_process;
 use crate::launch::Stdio;
-use crate::plan::{ExecTarget, plan_exec, session_keyring};
+use crate::plan::{ExecTarget, plan_exec_below, session_keyring};
 use crate::state::{Container, StateError, Status, write_whole};
 use oci_spec::runtime::{Capability, Process, Spec, User};
 use std::collections::BTreeMap;
@@ -40,12 +40,11 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Outcome {
         pid: container.record.pid,
         pidfd,
         cgroup: container.cgroup()?,
-        cgroup_below,
         linux: spec.linux().clone(),
         keyring: (!container.record.keeps_keyring).then(|| session_keyring(&container.record.id)),
         preserve_fds: args.preserve_fds,
     };
-    let (plan, fds) = plan_exec(&process, target)?;
+    let (plan, fds) = plan_exec_below(&process, target, &cgroup_below)?;
     let signals = if args.detach {
         None
     } else {

@@ -117,7 +117,9 @@ fn attach(
     };
     // procfs and sysfs go where they belong, not where a link in the image points (CVE-2019-19921).
     if matches!(name, "proc" | "sysfs") {
-        target = open_without_links(&entry.destination, root).step(|| step(name))?;
+        target = open_without_links(&entry.destination, root)
+            .step(|| step(name))
+            .map_err(ordinary_directory)?;
     }
     spare_procfs(&entry.destination, &mounted, &target).step(|| step(name))?;
     mount::attach(&mounted, &target).step(|| step(name))?;
@@ -160,6 +162,13 @@ fn link(entry: &MountPlan, to: &str, root: BorrowedFd<'_>) -> Result<(), LaunchE
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
         Err(errno) => Err(linux::Error::new("symlink", to, errno.raw_os_error())).step(step),
     }
+}
+
+fn ordinary_directory(mut error: LaunchError) -> LaunchError {
+    if error.errno == libc::ELOOP {
+        error.cause = format!("must be mounted on ordinary directory: {}", error.cause);
+    }
+    error
 }
 
 fn open_without_links(destination: &Path, root: BorrowedFd<'_>) -> linux::Result<OwnedFd> {

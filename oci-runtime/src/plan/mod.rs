@@ -15,6 +15,7 @@ pub use cgroup::CgroupPlan;
 pub use launch::{LaunchResources, Rootfs, plan_launch};
 pub(crate) use mounts::MOUNT_OPTIONS;
 pub(crate) use namespaces::plan_user_mapping;
+pub(crate) use process::plan_exec_below;
 pub(crate) use process::setgroups_allowed;
 pub use process::{ExecTarget, plan_exec, session_keyring};
 pub use resources::{apply_resources, cgroup_resources};

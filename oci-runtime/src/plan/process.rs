@@ -25,8 +25,6 @@ pub struct ExecTarget {
     pub pidfd: OwnedFd,
     /// The cgroup for the process: the container's, or a child made for this exec.
     pub cgroup: Option<Cgroup>,
-    /// Where below that cgroup, as [`Cgroup::join_below`] has it.
-    pub cgroup_below: BTreeMap<String, String>,
     /// The container's `linux`: its seccomp profile, personality and memory policy hold for the process too.
     pub linux: Option<Linux>,
     /// The container's session keyring ([`session_keyring`]); `None` hands the caller's on.
@@ -45,6 +43,15 @@ pub fn session_keyring(container_id: &str) -> String {
 /// # Errors
 /// As [`crate::plan_launch`]; ESRCH in [`Error::Kernel`] if the container has ended.
 pub fn plan_exec(process: &Process, target: ExecTarget) -> Result<(ExecPlan, Vec<OwnedFd>), Error> {
+    plan_exec_below(process, target, &BTreeMap::new())
+}
+
+/// As [`plan_exec`], for a process that goes into cgroups below the target's ([`CgroupPlan::add`]).
+pub(crate) fn plan_exec_below(
+    process: &Process,
+    target: ExecTarget,
+    below: &BTreeMap<String, String>,
+) -> Result<(ExecPlan, Vec<OwnedFd>), Error> {
     let mut fds = FdList::default();
     let pid = target.pid;
     let mut kinds = Vec::new();
@@ -95,7 +102,7 @@ pub fn plan_exec(process: &Process, target: ExecTarget) -> Result<(ExecPlan, Vec
     let cgroup = target
         .cgroup
         .as_ref()
-        .map(|cgroup| CgroupPlan::add(cgroup, &target.cgroup_below, &mut fds))
+        .map(|cgroup| CgroupPlan::add(cgroup, below, &mut fds))
         .transpose()?;
     let plan = ExecPlan {
         pidfd: fds.push(target.pidfd),

@@ -49,6 +49,7 @@ pub(crate) fn plan(
     if listener.is_some() {
         flags |= flag::NEW_LISTENER;
     }
+    tracing::debug!("seccomp filter flags: {flags}");
     Ok(Some(SeccompPlan {
         program,
         flags,
