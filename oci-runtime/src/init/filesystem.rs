@@ -75,8 +75,13 @@ fn attach(
         return link(entry, to, root).map(|()| None);
     }
     let covered = covered_mode(entry, root);
-    let mut target = path::ensure_in_root(root, &entry.destination, entry.target)
-        .step(|| step("(mount point)"))?;
+    let inside = open_inside(entry, root, fds)?;
+    let kind = match &inside {
+        Some(source) if !path::is_directory(source).step(|| step("bind"))? => Target::File,
+        _ => entry.target,
+    };
+    let mut target =
+        path::ensure_in_root(root, &entry.destination, kind).step(|| step("(mount point)"))?;
     let (mounted, name) = match &entry.source {
         MountSource::Detached(fd) => {
             let detached = fds.get(*fd)?;
@@ -113,6 +118,14 @@ fn attach(
             set_attributes(entry, &target)?;
             return Ok(None);
         }
+        MountSource::Inside { .. } => {
+            if let Some(source) = &inside {
+                spare_procfs(&entry.destination, source, &target).step(|| step("bind"))?;
+                mount::attach(source, &target).step(|| step("bind"))?;
+                set_attributes(entry, source)?;
+            }
+            return Ok(None);
+        }
         MountSource::Link(_) => return Ok(None),
     };
     // procfs and sysfs go where they belong, not where a link in the image points (CVE-2019-19921).
@@ -131,6 +144,37 @@ fn attach(
     mount::set_attributes(&mounted, false, &change).step(|| step(name))?;
     mount::set_attributes(&mounted, true, &entry.recursive_attributes).step(|| step(name))?;
     Ok(Some(mounted))
+}
+
+/// A clone of what an earlier mount brought, if that is this one's source. A link in the image leads nowhere else than
+/// into the image.
+fn open_inside(
+    entry: &MountPlan,
+    root: BorrowedFd<'_>,
+    fds: Fds<'_>,
+) -> Result<Option<OwnedFd>, LaunchError> {
+    let MountSource::Inside {
+        path,
+        recursive,
+        idmap,
+    } = &entry.source
+    else {
+        return Ok(None);
+    };
+    let step = || {
+        format!(
+            "open source {} of mount {} in the container",
+            path.display(),
+            entry.destination.display()
+        )
+    };
+    let source = path::open_in_root(root, path, OFlags::PATH).step(step)?;
+    let clone = mount::bind_fd(&source, *recursive).step(step)?;
+    if let Some((namespace, below)) = idmap {
+        mount::set_idmap(&clone, *below, fds.get(*namespace)?)
+            .step(|| format!("map ids of mount {}", entry.destination.display()))?;
+    }
+    Ok(Some(clone))
 }
 
 /// A tmpfs without a mode of its own has that of the directory that it covers; the kernel's 1777 where there is none.

@@ -90,6 +90,10 @@ pub fn plan_launch(
         .as_ref()
         .ok_or_else(|| Error::spec("process", "is missing"))?;
     let namespaces = plan_namespaces(linux, resources.namespaces, &mut fds)?;
+    let rootfs_path = match &resources.rootfs {
+        Rootfs::Path(path) => Some(path.clone()),
+        Rootfs::Detached(_) => None,
+    };
     let rootfs = plan_rootfs(spec, linux, resources.rootfs, &namespaces, &mut fds)?;
     let mut context = MountContext {
         user_namespace: mapping_of(&namespaces, &fds)?,
@@ -97,10 +101,13 @@ pub fn plan_launch(
         namespaces: &namespaces,
         cgroup: resources.cgroup.as_ref(),
         given: resources.mounts,
+        rootfs: rootfs_path,
+        earlier: Vec::new(),
     };
     let mut mounts = Vec::new();
     for (position, mount) in spec.mounts().iter().flatten().enumerate() {
         mounts.extend(mounts::plan_mount(position, mount, &mut context, &mut fds)?);
+        context.earlier.push(context.destination(mount));
     }
     if let Some((destination, _)) = context.given.first() {
         return Err(Error::spec(

@@ -208,6 +208,31 @@ pub(super) struct MountContext<'a> {
     pub user_namespace: Mapping,
     /// Detached mounts by destination, in place of sources.
     pub given: Vec<(PathBuf, OwnedFd)>,
+    /// The root file system's directory, where it is one.
+    pub rootfs: Option<PathBuf>,
+    /// The destinations of the mounts before.
+    pub earlier: Vec<PathBuf>,
+}
+
+impl MountContext<'_> {
+    /// A destination in the container; one that repeats the root file system's directory means what is below that.
+    pub(super) fn destination(&self, spec: &Mount) -> PathBuf {
+        let given = spec.destination();
+        let below = self
+            .rootfs
+            .as_ref()
+            .and_then(|rootfs| given.strip_prefix(rootfs).ok());
+        Path::new("/").join(below.unwrap_or(given))
+    }
+
+    /// A source's path in the container, if an earlier mount covers what is there on the host.
+    fn inside(&self, source: &Path) -> Option<PathBuf> {
+        let path = Path::new("/").join(source.strip_prefix(self.rootfs.as_ref()?).ok()?);
+        let plain = path
+            .components()
+            .all(|part| !matches!(part, std::path::Component::ParentDir));
+        (plain && self.earlier.iter().any(|mount| path.starts_with(mount))).then_some(path)
+    }
 }
 
 /// Resolves one entry of `mounts` into one or, for cgroups, several.
@@ -218,7 +243,7 @@ pub(super) fn plan_mount(
     fds: &mut FdList,
 ) -> Result<Vec<MountPlan>, Error> {
     let field = |name: &str| format!("mounts[{position}].{name}");
-    let destination = Path::new("/").join(spec.destination());
+    let destination = context.destination(spec);
     if destination == Path::new("/") {
         return Err(Error::spec(field("destination"), "is the container's root"));
     }
@@ -275,6 +300,11 @@ fn with_propagation(
     (attributes, recursive)
 }
 
+/// The type alone may say it, as in `"type": "rbind"` without options.
+fn is_recursive(spec: &Mount, options: &Options) -> bool {
+    options.recursive_bind || spec.typ().as_deref() == Some("rbind")
+}
+
 fn plan_bind(
     position: usize,
     spec: &Mount,
@@ -287,12 +317,30 @@ fn plan_bind(
         .given
         .iter()
         .position(|(path, _)| Path::new("/").join(path) == destination);
+    let inside = match (given, spec.source()) {
+        (None, Some(source)) => context.inside(&context.bundle.join(source)),
+        _ => None,
+    };
+    if let Some(path) = inside {
+        let (attributes, recursive_attributes) =
+            with_propagation(options, Some((Propagation::Private, true)));
+        let idmap = plan_idmap(position, spec, options, context)?;
+        return Ok(MountPlan {
+            destination: destination.to_owned(),
+            source: MountSource::Inside {
+                path,
+                recursive: is_recursive(spec, options),
+                idmap: idmap.map(|(namespace, recursive)| (fds.push(namespace), recursive)),
+            },
+            target: Target::Directory,
+            attributes,
+            recursive_attributes,
+        });
+    }
     let detached = match (given, spec.source()) {
         (Some(index), _) => context.given.swap_remove(index).1,
         (None, Some(source)) => {
-            // The type alone may say it, as in `"type": "bind"` without options.
-            let recursive = options.recursive_bind || spec.typ().as_deref() == Some("rbind");
-            mount::bind(&context.bundle.join(source), recursive)
+            mount::bind(&context.bundle.join(source), is_recursive(spec, options))
                 .during(|| format!("open source of mount {}", destination.display()))?
         }
         (None, None) => {

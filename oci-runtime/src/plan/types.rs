@@ -125,6 +125,13 @@ pub(crate) enum MountSource {
         options: Vec<FsOption>,
         copy_up: bool,
     },
+    /// What an earlier mount brought into the container's tree, which is there only once that is attached. Its ids are
+    /// mapped by a user namespace, for all mounts below too or not.
+    Inside {
+        path: PathBuf,
+        recursive: bool,
+        idmap: Option<(Fd, bool)>,
+    },
     /// What is at the destination already: only the attributes change.
     Existing,
     /// A symbolic link, which is not a mount but belongs among them (`/sys/fs/cgroup/cpu` to `cpu,cpuacct`).

@@ -101,3 +101,39 @@ fn a_slave_root_follows_the_hosts_mounts_and_no_other_does() {
         );
     }
 }
+
+#[test]
+fn a_source_may_be_what_an_earlier_mount_brought() {
+    for user_namespace in [false, true] {
+        let mut bundle =
+            Bundle::new("cat /second/file /third && grep -c ' /second ro' /proc/self/mountinfo");
+        if user_namespace {
+            bundle = bundle.with_user_namespace();
+        }
+        std::fs::create_dir_all(bundle.path("source/deep")).unwrap();
+        std::fs::write(bundle.path("source/deep/file"), "content\n").unwrap();
+        for (name, kind) in [("first", true), ("second", true), ("third", false)] {
+            let path = bundle.path("rootfs").join(name);
+            match kind {
+                true => std::fs::create_dir(path).unwrap(),
+                false => std::fs::write(path, "").unwrap(),
+            }
+        }
+        let inside = bundle.path("rootfs/first/deep").canonicalize();
+        assert!(inside.is_err(), "it is there only in the container");
+        let rootfs = bundle.path("rootfs").canonicalize().unwrap();
+        for (source, destination, options) in [
+            (bundle.path("source"), "/first", json!(["bind"])),
+            (rootfs.join("first/deep"), "/second", json!(["bind", "ro"])),
+            // Some callers repeat the root's directory.
+            (
+                rootfs.join("second/file"),
+                rootfs.join("third").to_str().unwrap(),
+                json!(["bind"]),
+            ),
+        ] {
+            bundle.add_mount(json!({"destination": destination, "type": "bind", "source": source, "options": options}));
+        }
+        assert_eq!(bundle.run().ok(), "content\ncontent\n1\n");
+    }
+}
