@@ -32,6 +32,14 @@ pub struct Cgroup {
     path: String,
 }
 
+/// What v1 holds against another file at every moment: memory against memory with swap, a period against its quota and
+/// the parent's. Which one goes first depends on the direction.
+const FIRST_OR_SECOND: [&str; 3] = [
+    "memory.limit_in_bytes",
+    "cpu.cfs_period_us",
+    "cpu.rt_period_us",
+];
+
 /// The descriptors through which a process joins a cgroup.
 #[derive(Debug)]
 pub struct Join {
@@ -152,8 +160,10 @@ impl Cgroup {
         let mut retry = Vec::new();
         for setting in &settings {
             match self.apply_one(setting) {
-                // v1 wants memory+swap above memory at every moment: which one goes first depends on the direction.
-                Err(error) if setting.file == "memory.limit_in_bytes" && error.is(libc::EINVAL) => {
+                Err(error)
+                    if FIRST_OR_SECOND.contains(&setting.file.as_str())
+                        && error.is(libc::EINVAL) =>
+                {
                     retry.push(setting)
                 }
                 other => other?,
@@ -183,7 +193,14 @@ impl Cgroup {
                 ))
             };
         };
-        match write_file(&dir.join(&setting.file), &setting.value) {
+        let mut written = write_file(&dir.join(&setting.file), &setting.value);
+        // Where BFQ is the only scheduler with weights, v1 has them under its name.
+        if let (Err(error), Some(kind)) = (&written, setting.file.strip_prefix("blkio.weight"))
+            && error.is(libc::ENOENT)
+        {
+            written = write_file(&dir.join(format!("blkio.bfq.weight{kind}")), &setting.value);
+        }
+        match written {
             Err(error) if setting.optional && error.is(libc::ENOENT) => Ok(()),
             Err(mut error) => {
                 error.object = format!("{}={}", error.object, setting.value);

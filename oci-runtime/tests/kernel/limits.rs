@@ -1,6 +1,6 @@
 //! Cgroup limits, resource limits.
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, Ran};
 use linux::cgroup::{Cgroup, Hierarchies, Layout, StatsReader};
 use serde_json::json;
 use std::sync::Arc;
@@ -122,4 +122,50 @@ fn the_cgroup_is_killed_whole() {
         .wait_empty(std::time::Duration::from_secs(10))
         .unwrap();
     bundle.wait_status("stopped");
+}
+
+#[test]
+fn a_period_and_a_quota_change_together_below_a_parents_limit() {
+    let v1 = std::path::Path::new("/sys/fs/cgroup/cpu");
+    let mut bundle = Bundle::new("sleep 100");
+    let parent = format!("{}-limited", bundle.id);
+    let path = format!("/{parent}/{}", bundle.id);
+    bundle.linux()["cgroupsPath"] = json!(path);
+    bundle.linux()["resources"]["cpu"] = json!({"quota": 50_000, "period": 100_000});
+    bundle.start();
+    let write = |file: &str, value: &str| {
+        std::fs::write(v1.join(&parent).join(file), value).unwrap();
+    };
+    if v1.exists() {
+        write("cpu.cfs_period_us", "100000");
+        write("cpu.cfs_quota_us", "50000");
+    }
+    // With the old quota the new period would be more than the parent has.
+    let words = [
+        "update",
+        "--cpu-period",
+        "50000",
+        "--cpu-quota",
+        "20000",
+        &bundle.id,
+    ];
+    let updated = Ran::from(bundle.output(&words));
+    let read = |dir: &std::path::Path, file: &str| {
+        let path = dir.join(path.trim_start_matches('/')).join(file);
+        std::fs::read_to_string(path).unwrap_or_default()
+    };
+    let found = if v1.exists() {
+        read(v1, "cpu.cfs_quota_us").trim().to_owned() + " " + read(v1, "cpu.cfs_period_us").trim()
+    } else {
+        read(std::path::Path::new("/sys/fs/cgroup"), "cpu.max")
+            .trim()
+            .to_owned()
+    };
+    drop(bundle);
+    for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let _ = std::fs::remove_dir(controller.path().join(&parent));
+    }
+    let _ = std::fs::remove_dir(std::path::Path::new("/sys/fs/cgroup").join(&parent));
+    updated.ok();
+    assert_eq!(found, "20000 50000");
 }
