@@ -30,6 +30,7 @@ pub fn scenarios() -> Vec<Scenario> {
         "liveness" => liveness,
         "host-namespaces" => host_namespaces,
         "services-of-every-type" => services_of_every_type,
+        "network-policies" => network_policies,
         "rolling-update-under-load" => rolling_update_under_load,
         "owners" => owners,
         "finalizers" => finalizers,
@@ -341,6 +342,70 @@ fn services_of_every_type(cluster: &Cluster) -> anyhow::Result<()> {
             "deployment/types",
         ])
         .map(drop)
+}
+
+fn network_policies(cluster: &Cluster) -> anyhow::Result<()> {
+    let port = json!([{ "name": "http", "containerPort": 8080 }]);
+    let probe =
+        json!({ "tcpSocket": { "port": "http" }, "periodSeconds": 1, "failureThreshold": 1 });
+    let main = json!({ "name": "main", "args": ["serve", "8080"], "ports": port, "readinessProbe": probe });
+    for name in ["guarded", "friend", "stranger"] {
+        pod(cluster, name, json!({ "containers": [main] }))?;
+    }
+    for name in ["guarded", "friend", "stranger"] {
+        ready(cluster, name)?;
+    }
+    cluster.kubectl(&[
+        "expose",
+        "pod",
+        "guarded",
+        "--port=80",
+        "--target-port=http",
+    ])?;
+    let service = ["get", "svc", "guarded", "-o", "jsonpath={.spec.clusterIP}"];
+    let urls = [
+        format!(
+            "http://{}:8080/",
+            field(cluster, "guarded", ".status.podIP")?
+        ),
+        format!("http://{}:80/", cluster.kubectl(&service)?),
+    ];
+    let reach = |from: &str, wanted: bool| {
+        urls.iter().try_for_each(|url| {
+            let what = format!(
+                "{from} {} {url}",
+                if wanted { "reaches" } else { "does not reach" }
+            );
+            eventually(&what, || {
+                let mut get = cluster.command(&["exec", from, "--", "/demo", "get", url])?;
+                Ok(get.output()?.status.success() == wanted)
+            })
+        })
+    };
+    reach("friend", true)?;
+    reach("stranger", true)?;
+    let spec = json!({
+        "podSelector": { "matchLabels": { "app": "guarded" } },
+        "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "app": "friend" } } }], "ports": [{ "port": "http" }] }]
+    });
+    let policy = json!({ "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": { "name": "guard" }, "spec": spec });
+    cluster.kubectl_with(&["apply", "-f", "-"], &policy.to_string())?;
+    reach("stranger", false)?;
+    reach("friend", true)?;
+    reach("guarded", true)?;
+    cluster.kubectl(&["label", "pod", "stranger", "app=friend", "--overwrite"])?;
+    reach("stranger", true)?;
+    cluster.kubectl(&["label", "pod", "friend", "app=nobody", "--overwrite"])?;
+    reach("friend", false)?;
+    let restarts_and_readiness = ".status.containerStatuses[0]['ready','restartCount']";
+    ensure!(
+        field(cluster, "guarded", restarts_and_readiness)? == "true 0",
+        "the kubelet's probes do not reach an isolated pod"
+    );
+    cluster.kubectl(&["delete", "networkpolicy/guard"])?;
+    reach("friend", true)?;
+    cluster.kubectl(&["delete", "service/guarded"])?;
+    remove(cluster, &["guarded", "friend", "stranger"])
 }
 
 fn rolling_update_under_load(cluster: &Cluster) -> anyhow::Result<()> {
