@@ -42,6 +42,7 @@ fn serve(dir: &Path) -> i32 {
         netns_dir: dir.join("netns"),
         cni_conf_dir: dir.join("cni"),
         cni_bin_dirs: vec![PathBuf::from("/opt/cni/bin")],
+        cdi_spec_dirs: vec![dir.join("cdi")],
         keeper_cgroup: None,
         cgroup_root: format!("/orlop-test-{}", name.trim_start_matches('.')),
         ..Config::default()

@@ -22,6 +22,8 @@ pub struct Config {
     pub cni_data_dir: PathBuf,
     /// The folders of CNI plugins that aren't ours.
     pub cni_bin_dirs: Vec<PathBuf>,
+    /// The folders of the files that describe CDI devices; a later one's win over an earlier one's.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// The program that is started as keeper: this one, unless a test says otherwise.
     pub keeper_program: PathBuf,
     /// The cgroup of the keeper and the scribe, from each hierarchy's root; `None` leaves them in the server's.
@@ -67,6 +69,7 @@ impl Config {
              # The folder of CNI configurations; it is watched.\ncni_conf_dir = {:?}\n\
              # Where the default network keeps the leases of pod addresses.\ncni_data_dir = {:?}\n\
              # The folders of CNI plugins that aren't this program's own.\ncni_bin_dirs = {:?}\n\
+             # The folders of the files that describe CDI devices; a later one's win.\ncdi_spec_dirs = {:?}\n\
              # The program that is started as keeper of the containers.\nkeeper_program = {:?}\n\
              # The cgroup of the keeper and the scribe, from the hierarchies' roots.\n{keeper_cgroup}\n\
              # The cgroup below which a sandbox without `cgroup_parent` gets its own.\ncgroup_root = {:?}\n\
@@ -81,6 +84,7 @@ impl Config {
             self.cni_conf_dir,
             self.cni_data_dir,
             self.cni_bin_dirs,
+            self.cdi_spec_dirs,
             self.keeper_program,
             self.cgroup_root,
             self.stream_address,
@@ -101,6 +105,7 @@ impl Default for Config {
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_data_dir: "/var/lib/cni/networks".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
+            cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             keeper_program: "/proc/self/exe".into(),
             keeper_cgroup: Some("orlop-keeper".into()),
             cgroup_root: "/orlop".into(),

@@ -13,8 +13,7 @@ use oci_spec::runtime::{LinuxSeccomp, Spec};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tonic::Status;
 
-use super::Error;
-use super::devices;
+use super::{Error, cdi, devices};
 use crate::image::ImageRecord;
 use crate::runtime::{Runtime, blocking};
 use crate::spec::{self, Accounts, Inputs};
@@ -156,7 +155,7 @@ impl Runtime {
             .map(resolve_mount)
             .collect::<Result<Vec<_>, _>>()?;
         let cgroup = format!("{}/{id}", sandbox.record.cgroup);
-        let specification = spec::container(Inputs {
+        let mut specification = spec::container(Inputs {
             config: &config,
             sandbox: &sandbox.record.config,
             image: image_config,
@@ -168,6 +167,7 @@ impl Runtime {
             cgroup: &cgroup,
             unified_cgroups: self.cgroups.unified(),
         })?;
+        cdi::inject(&self.config.cdi_spec_dirs, &config, &mut specification)?;
         write_new(folder, &specification)?;
         let log_directory = &sandbox.record.config.log_directory;
         let logged = !log_directory.is_empty() && !config.log_path.is_empty();

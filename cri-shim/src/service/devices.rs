@@ -69,7 +69,8 @@ fn collect(host: &Path, container: &Path, devices: &mut Vec<LinuxDevice>) {
     }
 }
 
-fn observe(host: &Path, container: &Path) -> std::io::Result<Option<LinuxDevice>> {
+/// The host's device at `host` as one at `container`; `None` if it isn't a device. A link isn't followed.
+pub(super) fn observe(host: &Path, container: &Path) -> std::io::Result<Option<LinuxDevice>> {
     let found = host.symlink_metadata()?;
     let kind = match found.file_type() {
         kind if kind.is_char_device() => LinuxDeviceType::C,

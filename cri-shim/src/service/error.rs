@@ -4,6 +4,7 @@ use std::io;
 
 use tonic::{Code, Status};
 
+use super::cdi;
 use crate::keeper::KeeperError;
 use crate::{cni, image, sandbox, spec};
 
@@ -27,6 +28,8 @@ pub enum Error {
     Busy(String),
     #[error(transparent)]
     Spec(#[from] spec::Error),
+    #[error(transparent)]
+    Cdi(#[from] cdi::Error),
     #[error(transparent)]
     User(#[from] spec::UserError),
     #[error(transparent)]
@@ -73,6 +76,7 @@ impl Error {
             Self::Image(
                 image::Error::Reference(_) | image::Error::Digest(_) | image::Error::Ambiguous(_),
             ) => Code::InvalidArgument,
+            Self::Cdi(cdi::Error::Name(_)) => Code::InvalidArgument,
             Self::Plan(oci_runtime::Error::Spec { .. }) => Code::InvalidArgument,
             Self::Precondition(_) => Code::FailedPrecondition,
             Self::Exists(_) => Code::AlreadyExists,

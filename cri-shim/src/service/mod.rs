@@ -1,5 +1,6 @@
 //! The operations, one a file, and the gRPC services that they are the methods of.
 
+mod cdi;
 mod create_container;
 mod devices;
 mod error;

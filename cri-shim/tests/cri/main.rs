@@ -3,6 +3,7 @@
 //!
 //! As root. Each test has its own directory, its own network namespace as the pods' host, and its own cgroup.
 
+mod devices;
 mod images;
 mod lifecycle;
 mod node;
