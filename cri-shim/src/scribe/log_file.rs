@@ -111,6 +111,14 @@ impl LogFile {
     }
 }
 
+/// Makes the file at `path` as the scribe would, if there is none.
+///
+/// # Errors
+/// The `mkdir`'s or the `open`'s.
+pub fn make_log(path: &Path) -> io::Result<()> {
+    LogFile::open(path).map(drop)
+}
+
 fn siblings(path: &Path) -> Vec<PathBuf> {
     let Some(entries) = path
         .parent()

@@ -19,6 +19,8 @@ pub(crate) mod protocol;
 mod server;
 mod spool;
 
+pub use log_file::make_log;
+
 use crate::keeper::process::{own_stdin, silence};
 use std::ffi::OsString;
 

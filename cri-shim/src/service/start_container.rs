@@ -24,6 +24,21 @@ use crate::state::{
     Container, ContainerRecord, ContainerStatus, ImageMount, Launched, Sandbox, now_ns,
 };
 
+/// Makes a container's log file, which is there when StartContainer answers: clients open it at once.
+///
+/// # Errors
+/// When there can be no such file. A full disk is none: it stops a log, and no container.
+fn make_log(path: &Path) -> Result<(), Error> {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    match crate::scribe::make_log(path) {
+        Err(error) if matches!(error.kind(), StorageFull | QuotaExceeded) => {
+            tracing::warn!(path = %path.display(), %error, "the log can't be made yet");
+            Ok(())
+        }
+        made => made.map_err(Error::io(format!("make log {}", path.display()))),
+    }
+}
+
 /// What upstream's runtimes report for a container whose program couldn't be started.
 const START_ERROR_CODE: i32 = 128;
 
@@ -149,9 +164,8 @@ impl Runtime {
     ) -> Result<(LaunchPlan, Vec<OwnedFd>, Option<OwnedFd>), Error> {
         let record = &container.record;
         let mut specification = self.read_spec(&record.id)?;
-        if let Some(folder) = record.log_path.as_deref().and_then(Path::parent) {
-            std::fs::create_dir_all(folder)
-                .map_err(Error::io(format!("make log folder {}", folder.display())))?;
+        if let Some(path) = &record.log_path {
+            make_log(path)?;
         }
         let cgroup = self.container_cgroup(record)?;
         cgroup.ensure()?;

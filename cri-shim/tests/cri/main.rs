@@ -6,5 +6,6 @@
 mod devices;
 mod images;
 mod lifecycle;
+mod logs;
 mod node;
 mod recovery;
