@@ -1,11 +1,13 @@
 //! What a kube-proxy leaves behind when it ends: its own nftables table, or chains among others' in the tables that
-//! `iptables` keeps in nf_tables.
+//! `iptables` keeps in nf_tables, or ipvs mode's device that holds the Services' addresses.
 
+use linux::netlink::{self, Netlink};
 use linux::nftables::{Batch, BatchError, Family, Socket, Table};
-use std::path::Path;
 
 /// kube-proxy's table in nftables mode.
 const TABLE: &str = "kube-proxy";
+/// The device of ipvs mode: every address on it is the node's own, and NodePorts answer there too.
+const IPVS_DEVICE: &str = "kube-ipvs0";
 /// Where `iptables` of the nf_tables kind has its chains.
 const IPTABLES_TABLES: [&str; 3] = ["nat", "filter", "mangle"];
 
@@ -41,7 +43,7 @@ fn is_kube_proxys(chain: &str) -> bool {
     CHAINS.contains(&chain) || PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
 }
 
-/// Deletes what it finds, each table in a transaction of its own. Connections that are established go on.
+/// Deletes the rules that it finds, each table in a transaction of its own. Connections that are established go on.
 ///
 /// # Errors
 /// The kernel's; what was deleted before stays deleted.
@@ -88,7 +90,15 @@ fn delete_chains(socket: &mut Socket, table: &Table) -> Result<(), BatchError> {
     batch.commit(socket)
 }
 
-/// What netlink doesn't reach is named.
+/// Deletes ipvs mode's device and the addresses on it; none there is no error.
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN.
+pub fn delete_device() -> netlink::Result<()> {
+    Netlink::open()?.delete_link_by_name(IPVS_DEVICE)
+}
+
+/// What is left is named.
 fn warn_of_others() {
     let holds =
         |path: &str| std::fs::read_to_string(path).is_ok_and(|text| !text.trim().is_empty());
@@ -97,9 +107,10 @@ fn warn_of_others() {
             "this host has legacy iptables tables: kube-proxy's rules in them, if any, are left as they are"
         );
     }
-    if Path::new("/sys/class/net/kube-ipvs0").exists() {
+    // Three lines of heading.
+    if std::fs::read_to_string("/proc/net/ip_vs").is_ok_and(|text| text.lines().count() > 3) {
         tracing::warn!(
-            "kube-ipvs0 is left as it is: delete it, and clear ipvs, if kube-proxy made them"
+            "ipvs has virtual servers, which are left as they are: if all are kube-proxy's, run `ipvsadm --clear`"
         );
     }
 }

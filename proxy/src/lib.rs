@@ -45,6 +45,9 @@ pub enum Error {
     /// The rules could not be deleted.
     #[error("delete the service rules: {0}")]
     Cleanup(#[source] linux::nftables::BatchError),
+    /// The device of kube-proxy's ipvs mode could not be deleted.
+    #[error(transparent)]
+    Device(linux::netlink::Error),
     /// The thread that makes the rules ended of itself.
     #[error("the thread that makes the rules ended")]
     WorkerEnded,
@@ -142,13 +145,14 @@ pub fn cleanup() -> Result<(), Error> {
     table::delete_tables(&mut socket).map_err(Error::Cleanup)
 }
 
-/// Deletes what a kube-proxy that ran on this node left in nf_tables, in any of its modes; what else it may have left
-/// is named in the log. Safe beside running Services of this proxy's.
+/// Deletes what a kube-proxy that ran on this node left in nf_tables, in any of its modes, and ipvs mode's device; what
+/// else it may have left is named in the log. Safe beside running Services of this proxy's.
 ///
 /// # Errors
-/// [`Error::Cleanup`].
+/// [`Error::Cleanup`], [`Error::Device`].
 pub fn cleanup_kube_proxy() -> Result<(), Error> {
     let mut socket =
         linux::nftables::Socket::open().map_err(|error| Error::Cleanup(error.into()))?;
-    leftovers::delete(&mut socket).map_err(Error::Cleanup)
+    leftovers::delete(&mut socket).map_err(Error::Cleanup)?;
+    leftovers::delete_device().map_err(Error::Device)
 }

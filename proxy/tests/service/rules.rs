@@ -437,7 +437,12 @@ END",
     let api = Api::default();
     api.apply(service("10.96.0.10"));
     let _running = start(&api, &node, config());
+    // A bridge, since not every kernel has dummy devices.
+    node.command(
+        "ip link add kube-ipvs0 type bridge && ip address add 10.96.0.10/32 dev kube-ipvs0",
+    );
     node.run(|| proxy::cleanup_kube_proxy().expect("cleanup"));
+    assert!(!node.command("ip address").contains("kube-ipvs0"));
     let text = node.command("nft list ruleset");
     assert!(
         !text.contains("kube-proxy {")
