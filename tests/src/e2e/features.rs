@@ -441,7 +441,10 @@ fn rolling_update_under_load(cluster: &Cluster) -> anyhow::Result<()> {
         Ok(cluster.command(&load)?.output()?.status.success())
     })?;
     for round in 1..=UPDATES {
-        cluster.kubectl(&["rollout", "restart", "deployment/rolled"])?;
+        // As `rollout restart`, which refuses a second one within a second.
+        let template = json!({ "metadata": { "annotations": { "round": round.to_string() } } });
+        let patch = json!({ "spec": { "template": template } }).to_string();
+        cluster.kubectl(&["patch", "deployment/rolled", "--patch", &patch])?;
         let mut status =
             cluster.command(&["rollout", "status", "deployment/rolled", "--timeout=60s"])?;
         let mut rollout = status.stdout(std::process::Stdio::null()).spawn()?;
