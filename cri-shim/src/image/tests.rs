@@ -9,24 +9,15 @@ use flate2::write::GzEncoder;
 use journal::Journal;
 use serde_json::json;
 
+#[path = "../../tests/shared/archive.rs"]
+mod archive;
+
 use super::*;
+use archive::archive as tar_of;
 
 fn open(root: &Path) -> Store {
     let journal = Arc::new(Journal::open(root.join("journal"), 1).unwrap());
     Store::open(root.join("images"), journal, Limits::default()).unwrap()
-}
-
-fn tar_of(files: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
-    let mut archive = tar::Builder::new(Vec::new());
-    for (name, content) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o644);
-        archive
-            .append_data(&mut header, name, content.as_slice())
-            .unwrap();
-    }
-    archive.into_inner().unwrap()
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -201,7 +192,7 @@ fn content_that_is_not_what_its_digest_says_is_refused_and_leaves_nothing() {
         1
     );
     let error = store
-        .import(tar_of(&BTreeMap::new()).as_slice(), None)
+        .import(tar_of::<&str, &str>([]).as_slice(), None)
         .unwrap_err();
     assert!(
         error.to_string().contains("neither an index.json"),
@@ -403,4 +394,27 @@ fn a_layer_that_holds_a_name_twice_is_unproved() {
     store.import(tar_of(&files).as_slice(), None).unwrap();
     let verified = store.verify();
     assert_eq!((verified.unproved, verified.faults.len()), (1, 0));
+}
+
+#[test]
+fn an_archive_of_more_than_the_limit_is_refused_and_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let journal = Arc::new(Journal::open(root.path().join("journal"), 1).unwrap());
+    let limits = Limits {
+        size_bytes: 10_000,
+        entries: 3,
+    };
+    let store = Store::open(root.path().join("images"), journal, limits).unwrap();
+    // A bomb: it is small where it comes from.
+    let large = gzip(&tar_of([("a", vec![0; 10_001])]));
+    let many = tar_of([("a", ""), ("b", ""), ("c", ""), ("d", "")]);
+    for (archive, why) in [(large, "10000 bytes"), (many, "3 entries")] {
+        let error = store.import(archive.as_slice(), None).unwrap_err();
+        assert!(
+            error.to_string().contains(&format!("more than {why}")),
+            "{error}"
+        );
+    }
+    let left = std::fs::read_dir(root.path().join("images/ingest")).unwrap();
+    assert_eq!(left.count(), 0);
 }

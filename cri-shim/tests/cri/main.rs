@@ -3,6 +3,8 @@
 //!
 //! As root. Each test has its own directory, its own network namespace as the pods' host, and its own cgroup.
 
+#[path = "../shared/archive.rs"]
+mod archive;
 mod devices;
 mod images;
 mod lifecycle;

@@ -642,14 +642,5 @@ pub fn image(name: &str, layers: &[Vec<u8>], config: serde_json::Value) -> Vec<u
         "index.json".into(),
         serde_json::to_vec(&json!({"manifests": [manifest]})).unwrap(),
     ));
-    let mut archive = tar::Builder::new(Vec::new());
-    for (name, content) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o644);
-        archive
-            .append_data(&mut header, name, content.as_slice())
-            .unwrap();
-    }
-    archive.into_inner().unwrap()
+    crate::archive::archive(files)
 }

@@ -1,5 +1,7 @@
 //! The image store against others' registry server, and under faults.
 
+#[path = "../shared/archive.rs"]
+mod archive;
 mod faults;
 mod others;
 mod registry;
@@ -7,6 +9,7 @@ mod registry;
 use std::path::Path;
 use std::sync::Arc;
 
+use archive::archive;
 use cri_shim::image::{Digest, Limits, Store};
 use flate2::write::GzEncoder;
 use journal::Journal;
@@ -15,19 +18,6 @@ use serde_json::json;
 fn store(root: &Path) -> Arc<Store> {
     let journal = Journal::open(root.join("journal"), 1).unwrap();
     Arc::new(Store::open(root.join("images"), Arc::new(journal), Limits::default()).unwrap())
-}
-
-fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
-    let mut archive = tar::Builder::new(Vec::new());
-    for (name, content) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o644);
-        archive
-            .append_data(&mut header, name, content.as_slice())
-            .unwrap();
-    }
-    archive.into_inner().unwrap()
 }
 
 /// An OCI archive of two compressed layers, with files, a folder, a symlink and a whiteout.
@@ -50,10 +40,7 @@ fn image() -> Vec<u8> {
     entry("etc/link", tar::EntryType::Symlink, b"", "small");
     entry("etc/hard", tar::EntryType::Link, b"", "etc/small");
     let first = first.into_inner().unwrap();
-    let second = archive(&[
-        ("etc/.wh.small".into(), Vec::new()),
-        ("bin".into(), b"program".to_vec()),
-    ]);
+    let second = archive([("etc/.wh.small", ""), ("bin", "program")]);
     let mut files = Vec::new();
     let mut blob = |bytes: Vec<u8>, kind: &str| {
         let digest = Digest::of(&bytes);
@@ -85,5 +72,5 @@ fn image() -> Vec<u8> {
     files.push(("index.json".into(), index.to_string().into_bytes()));
     let layout = json!({"imageLayoutVersion": "1.0.0"});
     files.push(("oci-layout".into(), layout.to_string().into_bytes()));
-    archive(&files)
+    archive(files)
 }
