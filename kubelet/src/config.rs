@@ -2,12 +2,13 @@
 
 mod file;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 pub use file::Error as FileError;
 
@@ -61,8 +62,9 @@ pub struct Config {
     pub drain_on_shutdown: bool,
     /// The longest that a drain waits for a pod's own grace period.
     pub drain_grace: Duration,
-    /// The addresses to which the node's service proxy sends, where it tells: a pod that is to stop is let go of first.
-    pub served: Option<watch::Receiver<BTreeSet<IpAddr>>>,
+    /// The addresses to which the node's service proxy sends, where it tells, and those to which it did, with when that
+    /// ended: a pod that is to stop is let go of first.
+    pub served: Option<watch::Receiver<BTreeMap<IpAddr, Option<Instant>>>>,
 }
 
 /// The kubelet's HTTPS API.

@@ -445,6 +445,25 @@ pub fn detach(path: &Path) -> Result<()> {
     .context("umount", || path.display().to_string())
 }
 
+/// The id of the mount that is on top at `path`; it changes with what is mounted there.
+///
+/// # Errors
+/// ENOENT; ENOSYS from a kernel that doesn't tell (before 5.8).
+pub fn id_at(path: &Path) -> Result<u64> {
+    use rustix::fs::StatxFlags;
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::MNT_ID)
+        .context("statx", || path.display().to_string())?;
+    if stat.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
+        return Err(Error::new(
+            "statx",
+            path.display().to_string(),
+            libc::ENOSYS,
+        ));
+    }
+    Ok(stat.stx_mnt_id)
+}
+
 /// Makes the attached mount `root` this process's root and current directory, and drops the old root.
 ///
 /// The process must be alone in its mount namespace's use of the old root.

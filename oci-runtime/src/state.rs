@@ -64,6 +64,9 @@ pub(crate) struct Record {
     /// Made with `--no-new-keyring`: its processes have their callers' session keyrings.
     #[serde(default)]
     pub keeps_keyring: bool,
+    /// The mount that was at `rootfs` before, of a container among the host's mounts: what is above it is the container's.
+    #[serde(default)]
+    pub below: Option<u64>,
     pub owner: u32,
 }
 
@@ -305,6 +308,7 @@ impl Record {
             cgroup_path: String::new(),
             annotations: BTreeMap::new(),
             user_namespaced: false,
+            below: None,
             keeps_keyring: false,
             owner: rustix::process::getuid().as_raw(),
         }

@@ -1,10 +1,11 @@
 //! What the proxy is told: by `orlop`'s flags, or by a KubeProxyConfiguration file.
 
 use ipnet::IpNet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// How the node's own pods are told from other sources, whose traffic to a Service is masqueraded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,10 +79,16 @@ pub struct Config {
     /// Where `/metrics` answers.
     pub metrics_address: Option<SocketAddr>,
     /// Where the proxy says which endpoints it sends to; see [`Config::local_endpoints`].
-    pub local_endpoints: watch::Sender<BTreeSet<IpAddr>>,
+    pub local_endpoints: watch::Sender<LocalEndpoints>,
     /// Where the proxy says what it has done; see [`Config::progress`].
     pub progress: watch::Sender<Progress>,
 }
+
+/// The endpoints on this node to which the rules send, and for a while those to which they did, with when that ended.
+pub type LocalEndpoints = BTreeMap<IpAddr, Option<Instant>>;
+
+/// How long an endpoint that left is told.
+const LEFT_TOLD: Duration = Duration::from_secs(10);
 
 /// What the proxy has done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -136,17 +143,24 @@ impl Config {
     }
 
     /// Follows which of this node's pods get traffic from its rules, but for those that get it only because all
-    /// endpoints terminate. A kubelet that waits, within bounds, until a pod
-    /// that is to stop isn't among them any more, stops no pod in the middle of a request that the node sent it.
-    pub fn local_endpoints(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
+    /// endpoints terminate, and which did a moment ago. A kubelet that waits, within bounds, until a pod that is to stop
+    /// isn't among them, and a little more for what was on its way, stops no pod in the middle of a request.
+    pub fn local_endpoints(&self) -> watch::Receiver<LocalEndpoints> {
         self.local_endpoints.subscribe()
     }
 
-    pub(crate) fn report_local_endpoints(&self, endpoints: BTreeSet<IpAddr>) {
-        self.local_endpoints.send_if_modified(|known| {
-            let changed = *known != endpoints;
-            *known = endpoints;
-            changed
+    pub(crate) fn report_local_endpoints(&self, endpoints: &BTreeSet<IpAddr>) {
+        let now = Instant::now();
+        self.local_endpoints.send_if_modified(|told| {
+            let known = told.clone();
+            for (address, left) in told.iter_mut() {
+                if !endpoints.contains(address) {
+                    left.get_or_insert(now);
+                }
+            }
+            told.retain(|_, left| left.is_none_or(|at| now.duration_since(at) < LEFT_TOLD));
+            told.extend(endpoints.iter().map(|address| (*address, None)));
+            *told != known
         });
     }
 

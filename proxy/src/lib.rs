@@ -26,7 +26,9 @@ mod table;
 mod thread;
 mod worker;
 
-pub use config::{Config, ConntrackSettings, DetectLocal, NodePortAddresses, Progress};
+pub use config::{
+    Config, ConntrackSettings, DetectLocal, LocalEndpoints, NodePortAddresses, Progress,
+};
 pub use dump::dump;
 pub use sysctl::prepare;
 

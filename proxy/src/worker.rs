@@ -422,7 +422,7 @@ impl Worker {
             .tables
             .iter()
             .flat_map(|table| table.model().local_addresses());
-        self.config.report_local_endpoints(local.collect());
+        self.config.report_local_endpoints(&local.collect());
         self.config.report(self.progress);
     }
 

@@ -60,8 +60,8 @@ pub fn run(command: &mut Command) -> anyhow::Result<Output> {
     let text = || {
         format!(
             "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
+            String::from_utf8_lossy(&output.stderr),
+            String::from_utf8_lossy(&output.stdout)
         )
     };
     ensure!(

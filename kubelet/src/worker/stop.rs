@@ -1,6 +1,6 @@
 //! Stopping: one container, a pod that has ended, and a pod that is to go for good.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,8 @@ use crate::volumes;
 const LEAST_GRACE: i64 = 2;
 /// How long a pod that is to stop waits until the node's rules have let go of it.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a request may take that was on its way when the rules let go.
+const IN_FLIGHT: Duration = Duration::from_millis(200);
 /// How long the last status may take to be written.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -372,15 +374,24 @@ pub(crate) async fn remove_container(
     Ok(())
 }
 
-/// Waits until none of `addresses` is among those served, `patience` at most.
+/// Waits until none of `addresses` is among those served, `patience` at most, and for what was on its way until then.
 async fn until_left(
-    mut served: watch::Receiver<BTreeSet<IpAddr>>,
+    mut served: watch::Receiver<BTreeMap<IpAddr, Option<Instant>>>,
     addresses: Vec<IpAddr>,
     patience: Duration,
 ) {
-    let left = served.wait_for(|served| addresses.iter().all(|ip| !served.contains(ip)));
+    let left = async {
+        let served = served
+            .wait_for(|served| addresses.iter().all(|ip| served.get(ip) != Some(&None)))
+            .await
+            .ok()?;
+        addresses.iter().filter_map(|ip| *served.get(ip)?).max()
+    };
     // A proxy that ended tells nothing any more; nor is there a need to wait for it then.
-    let _ = tokio::time::timeout(patience, left).await;
+    let last = tokio::time::timeout(patience, left).await;
+    if let Ok(Some(last)) = last {
+        tokio::time::sleep(IN_FLIGHT.saturating_sub(last.elapsed())).await;
+    }
 }
 
 fn first_time(pre_stopped: &std::sync::Mutex<std::collections::HashSet<String>>, id: &str) -> bool {
@@ -448,12 +459,14 @@ mod tests {
     async fn a_pod_waits_until_its_address_is_served_no_more_and_not_for_ever() {
         const LONG: Duration = Duration::from_secs(3600);
         let [mine, other]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
-        let (sender, served) = watch::channel(BTreeSet::from([mine, other]));
+        let (sender, served) = watch::channel(BTreeMap::from([(mine, None), (other, None)]));
         let waiting = tokio::spawn(until_left(served.clone(), vec![mine], LONG));
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        sender.send_replace(BTreeSet::from([other]));
+        let left = Instant::now();
+        sender.send_replace(BTreeMap::from([(mine, Some(left)), (other, None)]));
         waiting.await.unwrap();
+        assert!(left.elapsed() >= IN_FLIGHT, "a request was on its way");
         until_left(served.clone(), vec![other], Duration::from_millis(1)).await;
         drop(sender);
         until_left(served, vec![other], LONG).await;

@@ -148,13 +148,14 @@ fn new_container(
         .unwrap_or_default()
         .into_iter()
         .collect();
-    record.user_namespaced = linux.is_some_and(|linux| {
-        linux
-            .namespaces()
-            .iter()
-            .flatten()
-            .any(|entry| entry.typ() == LinuxNamespaceType::User)
-    });
+    let has_own = |kind| {
+        let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+        namespaces.is_some_and(|list| list.iter().any(|entry| entry.typ() == kind))
+    };
+    record.user_namespaced = has_own(LinuxNamespaceType::User);
+    if !has_own(LinuxNamespaceType::Mount) {
+        record.below = Some(linux::mount::id_at(&bundle.rootfs)?);
+    }
     let path = linux.and_then(|linux| linux.cgroups_path().clone());
     record.cgroup_path = cgroup_path(context, &args.id, path.as_deref())?;
     let container = Container::create(&context.root, record)?;

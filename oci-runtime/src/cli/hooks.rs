@@ -48,7 +48,7 @@ impl RuntimeHooks {
         .map_err(|errno| Failure::Kernel(linux::Error::new("socketpair", "", errno.raw_os_error())))
     }
 
-    /// Runs what comes between the namespaces and the root file system. False if the process ended before that; its
+    /// Runs what comes between the mounts and the change of root. False if the process ended before that; its
     /// status tells why.
     pub(super) fn created(&self, ours: &OwnedFd, pid: i32) -> Result<bool, Failure> {
         let failed = |operation, errno: rustix::io::Errno| {

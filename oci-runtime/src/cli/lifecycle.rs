@@ -4,10 +4,11 @@ use super::args::KillArgs;
 use super::hooks::RuntimeHooks;
 use super::{Context, Failure, Outcome, create};
 use crate::state::{Container, Status};
-use linux::{pidfd, signal};
+use linux::{mount, pidfd, signal};
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 /// How long the kernel may take to end what was killed, or to stop what is paused.
@@ -152,6 +153,9 @@ pub(super) fn destroy(container: Container) -> Result<(), Failure> {
         Ok(None) => note(await_end(process.as_ref())),
         Err(error) => note(Err(error.into())),
     }
+    if let Some(below) = container.record.below {
+        note(unmount_above(below, &container.record.rootfs).map_err(Failure::from));
+    }
     // One whose creation was cut short has no spec, and had no hooks run.
     let hooks = container
         .spec()
@@ -166,6 +170,16 @@ pub(super) fn destroy(container: Container) -> Result<(), Failure> {
             Ok(())
         }
         Some(failure) => Err(failure),
+    }
+}
+
+/// Takes away what a container without a mount namespace of its own mounted on its root.
+fn unmount_above(below: u64, rootfs: &Path) -> linux::Result<()> {
+    match mount::id_at(rootfs) {
+        Ok(top) if top != below => mount::detach(rootfs),
+        // The bundle went first.
+        Err(error) if error.is(libc::ENOENT) => Ok(()),
+        other => other.map(drop),
     }
 }
 

@@ -9,17 +9,22 @@ use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// Builds what the container sees, and makes it this process's root.
+/// Builds what the container sees, and makes it this process's root. What runs `before_pivot` finds the mounts where
+/// the bundle has its root, and the host's files beside them (config.md, "POSIX-platform Hooks").
 pub(super) fn build(
     plan: &LaunchPlan,
     fds: Fds<'_>,
     terminal: Option<&OwnedFd>,
+    before_pivot: impl FnOnce() -> Result<(), LaunchError>,
 ) -> Result<(), LaunchError> {
     let root = fds.get(plan.rootfs.mount)?;
     // Slave and not private: what is unmounted on the host goes away here too, while it is still visible.
-    mount::set_propagation(Path::new("/"), Propagation::Slave, true)
-        .step(|| "cut mount propagation")?;
-    mount::attach_at(root, Path::new("/")).step(|| "attach rootfs")?;
+    if !plan.rootfs.among_hosts {
+        mount::set_propagation(Path::new("/"), Propagation::Slave, true)
+            .step(|| "cut mount propagation")?;
+    }
+    let place = plan.rootfs.place.as_deref().unwrap_or(Path::new("/"));
+    mount::attach_at(root, place).step(|| "attach rootfs")?;
     let mut proc = None;
     let mut readonly_later = Vec::new();
     for entry in &plan.mounts {
@@ -35,6 +40,7 @@ pub(super) fn build(
     if let Some(list) = &plan.devices {
         devices::create(list, root, fds)?;
     }
+    before_pivot()?;
     if let Some(slave) = terminal {
         devices::attach_console(slave, root)?;
     }
@@ -47,7 +53,11 @@ pub(super) fn build(
         mount::set_attributes(mounted, false, &READONLY)
             .step(|| format!("make {} read-only", entry.destination.display()))?;
     }
-    pivot(root)?;
+    if plan.rootfs.among_hosts {
+        super::enter_root(root)?;
+    } else {
+        pivot(root)?;
+    }
     finish_root(plan, root)
 }
 

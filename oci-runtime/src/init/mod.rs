@@ -194,24 +194,26 @@ pub(crate) fn run_launch(
     if let Some(name) = &plan.domain_name {
         credential::set_domain_name(name).step(|| "set domain name")?;
     }
-    if let Some(fd) = plan.hooks.runtime {
-        wait_for_runtime_hooks(fds.get(fd)?)?;
-    }
     // By the host's procfs, which is still there: hooks are told the pid that the runtime knows.
     let pid = own_pid();
-    crate::hooks::run_all(
-        "createContainer",
-        &plan.hooks.create_container,
-        &plan.hooks.state,
-        pid,
-        "creating",
-        None,
-    )?;
+    let before_pivot = || {
+        if let Some(fd) = plan.hooks.runtime {
+            wait_for_runtime_hooks(fds.get(fd)?)?;
+        }
+        crate::hooks::run_all(
+            "createContainer",
+            &plan.hooks.create_container,
+            &plan.hooks.state,
+            pid,
+            "creating",
+            None,
+        )
+    };
     let slave = match stdio {
         ChildStdio::Terminal(slave) => Some(*slave),
         ChildStdio::Fds(_) | ChildStdio::None => None,
     };
-    filesystem::build(plan, fds, slave)?;
+    filesystem::build(plan, fds, slave, before_pivot)?;
     let gate = plan.gate.map(|fd| fds.get(fd)).transpose()?;
     let before_program = |env: &[CString]| {
         crate::hooks::run_all(
@@ -241,7 +243,7 @@ fn own_pid() -> i32 {
     link.and_then(|pid| pid.to_str()?.parse().ok()).unwrap_or(0)
 }
 
-/// Tells the runtime that the namespaces are there, and waits for its word.
+/// Tells the runtime that the namespaces and mounts are there, and waits for its word.
 fn wait_for_runtime_hooks(socket: BorrowedFd<'_>) -> Result<(), LaunchError> {
     let step = || "wait for the runtime's hooks";
     let failed = |operation, errno: rustix::io::Errno| {
@@ -299,5 +301,8 @@ fn enter_root(root: BorrowedFd<'_>) -> Result<(), LaunchError> {
         .step(|| "enter the container's root")?;
     rustix::process::chroot(".")
         .map_err(|errno| failed("chroot", errno))
+        .step(|| "enter the container's root")?;
+    rustix::process::chdir("/")
+        .map_err(|errno| failed("chdir", errno))
         .step(|| "enter the container's root")
 }

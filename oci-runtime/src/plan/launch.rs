@@ -45,7 +45,7 @@ pub struct LaunchResources {
     /// whether `execve` worked (`create` and `start`).
     pub gate: Option<OwnedFd>,
     /// A stream or packet socket, needed if the spec has `prestart` or `createRuntime` hooks: the process writes a byte
-    /// to it when its namespaces are there, and goes on when it reads one, which the caller writes after these hooks.
+    /// to it when its namespaces and mounts are there, and goes on when it reads one, which the caller writes after these hooks.
     pub runtime_hooks: Option<OwnedFd>,
     /// Whether the process keeps the caller's session keyring (`--no-new-keyring`).
     pub keep_keyring: bool,
@@ -279,6 +279,10 @@ fn plan_rootfs(
         Some((Propagation::Slave, recursive)) => (Propagation::Slave, recursive),
         _ => (Propagation::Private, true),
     };
+    let path = match &rootfs {
+        Rootfs::Path(path) => Some(path.clone()),
+        Rootfs::Detached(_) => None,
+    };
     let detached = match rootfs {
         Rootfs::Detached(fd) => fd,
         Rootfs::Path(path) => {
@@ -296,16 +300,25 @@ fn plan_rootfs(
     if !linux::path::is_directory(&detached).during(|| "stat rootfs")? {
         return Err(Error::spec("root.path", "is not a directory"));
     }
-    let separate =
-        namespaces.makes(NamespaceKind::Mount) || namespaces.joins(NamespaceKind::Mount).is_some();
-    if !separate {
+    let among_hosts =
+        !namespaces.makes(NamespaceKind::Mount) && namespaces.joins(NamespaceKind::Mount).is_none();
+    let covered = [linux.masked_paths(), linux.readonly_paths()];
+    if among_hosts && covered.iter().any(|list| !paths(list).is_empty()) {
+        return Err(Error::spec(
+            "linux.maskedPaths, linux.readonlyPaths",
+            "unable to restrict sys entries without a private MNT namespace: leave them empty, or give the container one",
+        ));
+    }
+    if among_hosts && path.is_none() {
         return Err(Error::unsupported(
             "linux.namespaces",
-            "a container without a mount namespace of its own",
+            "a container in the host's mount namespace whose root is nowhere in it",
         ));
     }
     Ok(RootfsPlan {
         mount: fds.push(detached),
+        place: path.filter(|_| among_hosts || spec.hooks().is_some()),
+        among_hosts,
         readonly: spec
             .root()
             .as_ref()

@@ -100,6 +100,10 @@ pub(crate) struct UserMapping {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RootfsPlan {
     pub mount: Fd,
+    /// Where hooks find it while the host's files are still there; absent, it covers the root.
+    pub place: Option<PathBuf>,
+    /// Whether the mount namespace is the host's: nothing else of it changes, and its root stays.
+    pub among_hosts: bool,
     pub readonly: bool,
     pub propagation: Option<(Propagation, bool)>,
 }

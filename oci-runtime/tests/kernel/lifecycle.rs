@@ -246,6 +246,52 @@ fn hooks_run_in_order_with_the_state_on_their_input() {
 }
 
 #[test]
+fn hooks_of_a_creation_find_the_mounts_at_the_bundles_root_and_may_add_to_them() {
+    let mut bundle = Bundle::new("cat /data/runtime /data/container /data/bound");
+    bundle.add_mount(json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs"}));
+    let root = bundle.path("rootfs");
+    let root = root.display();
+    let hook = |script: String| json!([{"path": "/bin/sh", "args": ["sh", "-ec", script], "env": ["PATH=/bin:/usr/bin"]}]);
+    bundle.config["hooks"] = json!({
+        "createRuntime": hook(format!(
+            "pid=$(grep -o '\"pid\":[0-9]*' | cut -d: -f2)
+            nsenter --target $pid --mount sh -c 'echo createRuntime > {root}/data/runtime'"
+        )),
+        "createContainer": hook(format!(
+            "cat {root}/data/runtime >/dev/null
+            echo createContainer > {root}/data/container; echo bound > {root}/source
+            : > {root}/data/bound; mount --bind {root}/source {root}/data/bound"
+        )),
+    });
+    assert_eq!(bundle.run().ok(), "createRuntime\ncreateContainer\nbound\n");
+}
+
+#[test]
+fn a_container_among_the_hosts_mounts_takes_its_own_away_again() {
+    let mut bundle =
+        Bundle::new("mkdir -p /tmp/made && readlink /proc/self/ns/mnt && ls /dev/null");
+    let namespaces = bundle.linux()["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "mount");
+    let ran = bundle.run();
+    assert!(
+        ran.stderr.contains("without a private MNT namespace"),
+        "{ran:?}"
+    );
+    for list in ["maskedPaths", "readonlyPaths"] {
+        bundle.linux()[list] = json!([]);
+    }
+    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounts();
+    let own = std::fs::read_link("/proc/self/ns/mnt").unwrap();
+    let inside = bundle.run().ok();
+    assert_eq!(inside, format!("{}\n/dev/null\n", own.display()));
+    assert_eq!(mounts(), before);
+    bundle.process()["args"] = json!(["no-such-program"]);
+    assert_ne!(bundle.run().code, 0);
+    assert_eq!(mounts(), before, "after a launch that failed");
+}
+
+#[test]
 fn a_hook_that_fails_or_hangs_ends_the_creation() {
     for (hook, words) in [
         (

@@ -5,6 +5,7 @@ use crate::lab::{Lab, NODE, Namespace, OUTSIDE};
 use crate::{Api, config, slice_of, start};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as RunnerConfig, TestRunner};
+use proxy::LocalEndpoints;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -251,7 +252,7 @@ fn random_services_take_packets_where_the_api_says() {
 
 /// Waits until all that was applied is in the rules: each watch tells its changes in order, and the last of both
 /// together make an endpoint that wasn't there before.
-pub fn settle(api: &Api, local: &watch::Receiver<BTreeSet<IpAddr>>, turn: u8) {
+pub fn settle(api: &Api, local: &watch::Receiver<LocalEndpoints>, turn: u8) {
     let address = IpAddr::from([10, 245, 0, turn]);
     let name = format!("marker-{turn}");
     api.apply(json!({
@@ -266,7 +267,7 @@ pub fn settle(api: &Api, local: &watch::Receiver<BTreeSet<IpAddr>>, turn: u8) {
     slice["metadata"]["labels"]["kubernetes.io/service-name"] = name.into();
     api.apply(slice);
     let deadline = Instant::now() + Duration::from_secs(30);
-    while !local.borrow().contains(&address) {
+    while local.borrow().get(&address) != Some(&None) {
         assert!(Instant::now() < deadline, "the rules don't follow");
         std::thread::sleep(Duration::from_millis(1));
     }
