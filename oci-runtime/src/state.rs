@@ -67,6 +67,9 @@ pub(crate) struct Record {
     /// The mount that was at `rootfs` before, of a container among the host's mounts: what is above it is the container's.
     #[serde(default)]
     pub below: Option<u64>,
+    /// Groups of the `resctrl` file system that are the container's own.
+    #[serde(default)]
+    pub resctrl: Vec<PathBuf>,
     pub owner: u32,
 }
 
@@ -309,6 +312,7 @@ impl Record {
             annotations: BTreeMap::new(),
             user_namespaced: false,
             below: None,
+            resctrl: Vec::new(),
             keeps_keyring: false,
             owner: rustix::process::getuid().as_raw(),
         }

@@ -365,6 +365,7 @@ fn containers_of_a_pod_share_its_user_namespace() {
         linux: None,
         keyring: None,
         preserve_fds: 0,
+        resctrl: None,
     };
     let (plan, fds) = plan_exec(&process, target).unwrap();
     let (reader, stdio) = stdio();

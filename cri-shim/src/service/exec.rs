@@ -221,6 +221,7 @@ impl Runtime {
             linux: specification.linux().clone(),
             keyring: Some(oci_runtime::session_keyring(container.id())),
             preserve_fds: 0,
+            resctrl: None,
         };
         match oci_runtime::plan_exec(&process, target) {
             Ok((plan, fds)) => Ok((plan, fds, cgroup)),

@@ -204,6 +204,7 @@ async fn an_exec_has_its_own_streams_and_its_exit_code_is_told_once() {
         linux: None,
         keyring: None,
         preserve_fds: 0,
+        resctrl: None,
     };
     let process = spec(&["/bin/sh", "-c", "echo hello; exit 7"], false)
         .process()

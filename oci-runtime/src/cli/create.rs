@@ -2,7 +2,7 @@
 
 use super::args::{CreateArgs, RunArgs};
 use super::hooks::RuntimeHooks;
-use super::{Context, Failure, Outcome, console, foreground, lifecycle, rootless};
+use super::{Context, Failure, Outcome, console, foreground, lifecycle, resctrl, rootless};
 use crate::document::parse_spec;
 use crate::launch::{Launched, Stdio};
 use crate::plan::{LaunchResources, Rootfs, apply_resources};
@@ -207,6 +207,7 @@ fn launch_into(
     );
     rootless::enter(&mut bundle.spec)?;
     let cgroup = prepare_cgroup(container, &bundle.spec)?;
+    let resctrl = make_resctrl(container, &bundle.spec)?;
     let gate = if launching == Launching::Created {
         Some(listen(container)?)
     } else {
@@ -221,6 +222,7 @@ fn launch_into(
         gate,
         keep_keyring: args.no_new_keyring,
         preserve_fds: args.preserve_fds,
+        resctrl,
         ..LaunchResources::new(&args.id, Rootfs::Path(bundle.rootfs.clone()))
     };
     let (plan, fds) = plan_launch(&bundle.spec, resources)?;
@@ -291,6 +293,19 @@ fn prepare_cgroup(container: &mut Container, spec: &Spec) -> Result<Option<Cgrou
     }
     apply_resources(&cgroup, spec)?;
     Ok(Some(cgroup))
+}
+
+/// The group of `linux.intelRdt`; the record names what is this container's before it is made.
+fn make_resctrl(container: &mut Container, spec: &Spec) -> Result<Option<OwnedFd>, Failure> {
+    let linux = spec.linux().as_ref();
+    let Some(rdt) = linux.and_then(|linux| linux.intel_rdt().as_ref()) else {
+        return Ok(None);
+    };
+    let group = resctrl::Group::read(rdt, &container.record.id, &resctrl::mounted()?)?;
+    group.check_free()?;
+    container.record.resctrl.clone_from(&group.own);
+    container.save()?;
+    group.make().map(Some)
 }
 
 /// Why a cgroup can't be this container's: it is another's, or keeps its processes from running.

@@ -1,7 +1,7 @@
 //! `exec`.
 
 use super::args::ExecArgs;
-use super::{Context, Failure, Outcome, console, create, foreground, rootless};
+use super::{Context, Failure, Outcome, console, create, foreground, resctrl, rootless};
 use crate::document::parse_process;
 use crate::launch::Stdio;
 use crate::plan::{ExecTarget, plan_exec_below, session_keyring};
@@ -43,6 +43,7 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Outcome {
         linux: spec.linux().clone(),
         keyring: (!container.record.keeps_keyring).then(|| session_keyring(&container.record.id)),
         preserve_fds: args.preserve_fds,
+        resctrl: resctrl::join(&spec, &container.record.id)?,
     };
     let (plan, fds) = plan_exec_below(&process, target, &cgroup_below)?;
     let signals = if args.detach {

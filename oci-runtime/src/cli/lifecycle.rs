@@ -2,7 +2,7 @@
 
 use super::args::KillArgs;
 use super::hooks::RuntimeHooks;
-use super::{Context, Failure, Outcome, create};
+use super::{Context, Failure, Outcome, create, resctrl};
 use crate::state::{Container, Status};
 use linux::{mount, pidfd, signal};
 use oci_spec::runtime::LinuxNamespaceType;
@@ -153,6 +153,7 @@ pub(super) fn destroy(container: Container) -> Result<(), Failure> {
         Ok(None) => note(await_end(process.as_ref())),
         Err(error) => note(Err(error.into())),
     }
+    note(resctrl::remove(&container.record.resctrl));
     if let Some(below) = container.record.below {
         note(unmount_above(below, &container.record.rootfs).map_err(Failure::from));
     }

@@ -11,6 +11,7 @@ mod hooks;
 mod inspect;
 mod lifecycle;
 mod log;
+mod resctrl;
 mod rootless;
 mod seal;
 mod spec;

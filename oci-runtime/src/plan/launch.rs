@@ -51,6 +51,8 @@ pub struct LaunchResources {
     pub keep_keyring: bool,
     /// How many of the launching process's descriptors from 3 on the program inherits (`--preserve-fds`).
     pub preserve_fds: u32,
+    /// The `tasks` file of the group that `linux.intelRdt` asks for.
+    pub resctrl: Option<OwnedFd>,
 }
 
 impl LaunchResources {
@@ -67,6 +69,7 @@ impl LaunchResources {
             runtime_hooks: None,
             keep_keyring: false,
             preserve_fds: 0,
+            resctrl: None,
         }
     }
 }
@@ -115,7 +118,6 @@ pub fn plan_launch(
             format!("none has the destination {}", destination.display()),
         ));
     }
-    refuse_unsupported(linux)?;
     let mapped = namespaces.has_user();
     let mut process_plan = plan_process(process, mapped)?;
     process_plan.keyring = (!resources.keep_keyring).then(|| session_keyring(&resources.id));
@@ -138,6 +140,22 @@ pub fn plan_launch(
     } else {
         None
     };
+    let cgroup = resources.cgroup.as_ref();
+    let mut cgroup = cgroup
+        .map(|cgroup| CgroupPlan::add(cgroup, &BTreeMap::new(), &mut fds))
+        .transpose()?
+        .unwrap_or_default();
+    match resources.resctrl {
+        // It is joined as a v1 hierarchy is.
+        Some(group) => cgroup.tasks.push(fds.push(group)),
+        None if linux.intel_rdt().is_some() => {
+            return Err(Error::unsupported(
+                "linux.intelRdt",
+                "it takes a runtime that makes the group: orlop runtime, or another",
+            ));
+        }
+        None => {}
+    }
     let plan = LaunchPlan {
         devices: plan_devices(
             spec,
@@ -145,12 +163,7 @@ pub fn plan_launch(
             mapped || namespace::in_user_namespace(),
             &mut fds,
         )?,
-        cgroup: resources
-            .cgroup
-            .as_ref()
-            .map(|cgroup| CgroupPlan::add(cgroup, &BTreeMap::new(), &mut fds))
-            .transpose()?
-            .unwrap_or_default(),
+        cgroup,
         masked_paths: paths(linux.masked_paths()),
         readonly_paths: paths(linux.readonly_paths()),
         host_name: non_empty_name(spec.hostname(), "hostname", &namespaces)?,
@@ -188,17 +201,6 @@ fn mapping_of(namespaces: &NamespacePlan, fds: &FdList) -> Result<mounts::Mappin
         Some(mapping) => mounts::Mapping::New(mapping.clone()),
         None => mounts::Mapping::None,
     })
-}
-
-/// What is asked for and would otherwise be left out in silence.
-fn refuse_unsupported(linux: &Linux) -> Result<(), Error> {
-    if linux.intel_rdt().is_some() {
-        return Err(Error::unsupported(
-            "linux.intelRdt",
-            "resctrl is not implemented",
-        ));
-    }
-    Ok(())
 }
 
 fn plan_all_hooks(

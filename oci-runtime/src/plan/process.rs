@@ -31,6 +31,8 @@ pub struct ExecTarget {
     pub keyring: Option<String>,
     /// How many of the launching process's descriptors from 3 on the program inherits (`--preserve-fds`).
     pub preserve_fds: u32,
+    /// The `tasks` file of the container's group of `linux.intelRdt`.
+    pub resctrl: Option<OwnedFd>,
 }
 
 /// The name of the session keyring that the processes of a container share.
@@ -104,11 +106,15 @@ pub(crate) fn plan_exec_below(
         .as_ref()
         .map(|cgroup| CgroupPlan::add(cgroup, below, &mut fds))
         .transpose()?;
+    let mut cgroup = cgroup.unwrap_or_default();
+    cgroup
+        .tasks
+        .extend(target.resctrl.map(|group| fds.push(group)));
     let plan = ExecPlan {
         pidfd: fds.push(target.pidfd),
         kinds,
         root: fds.push(root),
-        cgroup: cgroup.unwrap_or_default(),
+        cgroup,
         devpts,
         process: plan,
     };

@@ -169,3 +169,17 @@ fn a_period_and_a_quota_change_together_below_a_parents_limit() {
     updated.ok();
     assert_eq!(found, "20000 50000");
 }
+
+#[test]
+fn a_host_without_resctrl_says_so_and_nothing_is_left() {
+    let mut bundle = Bundle::new("true");
+    bundle.linux()["intelRdt"] = json!({"schemata": ["L3:0=f"]});
+    let ran = bundle.run();
+    let mounted = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    if mounted.contains(" resctrl ") {
+        return ran.ok().clear();
+    }
+    assert!(ran.stderr.contains("linux.intelRdt: "), "{ran:?}");
+    assert!(ran.stderr.contains("resctrl"), "{ran:?}");
+    assert_eq!(bundle.must(&["list", "--quiet"]), "");
+}
