@@ -1,6 +1,7 @@
 //! The words and flags, as runc has them.
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use std::path::PathBuf;
 
 /// Run containers by the Open Container Initiative's runtime specification.
@@ -32,70 +33,116 @@ pub(super) struct Cli {
     pub command: Option<Command>,
 }
 
-#[derive(Debug, Subcommand)]
-pub(super) enum Command {
-    /// Create a container; its program waits for start
-    Create(CreateArgs),
-    /// Let a created container's program run
-    Start { id: String },
-    /// Create and start a container
-    Run(RunArgs),
-    /// Print a container's state
-    State { id: String },
-    /// Send a signal to a container
-    Kill(KillArgs),
-    /// Remove what is left of a container
-    Delete {
-        /// Kill it first if it runs
-        #[arg(short, long)]
-        force: bool,
-        id: String,
-    },
-    /// Run another program in a container
-    Exec(ExecArgs),
-    /// List a container's processes
-    Ps {
-        #[arg(short, long, default_value = "table")]
-        format: String,
-        id: String,
-        /// Options for ps
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        ps_options: Vec<String>,
-    },
-    /// List containers
-    List {
-        #[arg(short, long, default_value = "table")]
-        format: String,
-        /// Only ids
-        #[arg(short, long)]
-        quiet: bool,
-    },
-    /// Stop all of a container's processes
-    Pause { id: String },
-    /// Let a paused container go on
-    Resume { id: String },
-    /// Change a container's limits
-    Update(UpdateArgs),
-    /// Print a container's statistics as they change
-    Events {
-        /// Print them once
-        #[arg(long)]
-        stats: bool,
-        /// How often
-        #[arg(long, default_value = "5s")]
-        interval: String,
-        id: String,
-    },
-    /// Write an example config.json
-    Spec {
-        #[arg(short, long)]
-        bundle: Option<PathBuf>,
-        /// For a user without privileges
-        #[arg(long)]
-        rootless: bool,
-    },
-    /// Print what this runtime can do
-    Features,
+/// The verbs: each one's own words are put together only when it is the one that was called, since all of them together
+/// take longer than a launch's other preparations.
+macro_rules! commands {
+    ($($name:literal $verb:ident($args:ty): $about:literal,)*) => {
+        #[derive(Debug)]
+        pub(super) enum Command {
+            $($verb($args),)*
+        }
+
+        impl FromArgMatches for Command {
+            fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+                match matches.subcommand() {
+                    $(Some(($name, matches)) => <$args>::from_arg_matches(matches).map(Command::$verb),)*
+                    _ => Err(clap::Error::new(ErrorKind::MissingSubcommand)),
+                }
+            }
+
+            fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+                *self = Self::from_arg_matches(matches)?;
+                Ok(())
+            }
+        }
+
+        impl Subcommand for Command {
+            fn augment_subcommands(command: clap::Command) -> clap::Command {
+                command$(.subcommand(clap::Command::new($name).about($about).defer(<$args>::augment_args)))*
+            }
+
+            fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
+                Self::augment_subcommands(command)
+            }
+
+            fn has_subcommand(name: &str) -> bool {
+                [$($name),*].contains(&name)
+            }
+        }
+    };
+}
+
+commands! {
+    "create" Create(CreateArgs): "Create a container; its program waits for start",
+    "start" Start(IdArgs): "Let a created container's program run",
+    "run" Run(RunArgs): "Create and start a container",
+    "state" State(IdArgs): "Print a container's state",
+    "kill" Kill(KillArgs): "Send a signal to a container",
+    "delete" Delete(DeleteArgs): "Remove what is left of a container",
+    "exec" Exec(ExecArgs): "Run another program in a container",
+    "ps" Ps(PsArgs): "List a container's processes",
+    "list" List(ListArgs): "List containers",
+    "pause" Pause(IdArgs): "Stop all of a container's processes",
+    "resume" Resume(IdArgs): "Let a paused container go on",
+    "update" Update(UpdateArgs): "Change a container's limits",
+    "events" Events(EventsArgs): "Print a container's statistics as they change",
+    "spec" Spec(SpecArgs): "Write an example config.json",
+    "features" Features(NoArgs): "Print what this runtime can do",
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NoArgs {}
+
+#[derive(Debug, Args)]
+pub(super) struct IdArgs {
+    pub id: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DeleteArgs {
+    /// Kill it first if it runs
+    #[arg(short, long)]
+    pub force: bool,
+    pub id: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PsArgs {
+    #[arg(short, long, default_value = "table")]
+    pub format: String,
+    pub id: String,
+    /// Options for ps
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub ps_options: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    #[arg(short, long, default_value = "table")]
+    pub format: String,
+    /// Only ids
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EventsArgs {
+    /// Print them once
+    #[arg(long)]
+    pub stats: bool,
+    /// How often
+    #[arg(long, default_value = "5s")]
+    pub interval: String,
+    pub id: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SpecArgs {
+    #[arg(short, long)]
+    pub bundle: Option<PathBuf>,
+    /// For a user without privileges
+    #[arg(long)]
+    pub rootless: bool,
 }
 
 #[derive(Debug, Args)]

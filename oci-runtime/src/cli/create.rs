@@ -64,7 +64,7 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> Outcome {
     let Some(signals) = signals else { return Ok(0) };
     let exit = foreground::follow(&launched.pidfd, launched.terminal, signals)?;
     if !args.keep {
-        lifecycle::destroy(container)?;
+        lifecycle::destroy(container, Some(&bundle.spec))?;
     }
     Ok(exit)
 }
@@ -368,7 +368,7 @@ fn read_to_end(status: &OwnedFd) -> Result<Vec<u8>, Failure> {
 
 /// Takes back what a failed creation made; the failure itself is what the user hears of.
 fn undo(container: Container, failure: Failure) -> Failure {
-    match lifecycle::destroy(container) {
+    match lifecycle::destroy(container, None) {
         Ok(()) => failure,
         Err(second) => Failure::other(format!("{failure}; then: {second}")),
     }

@@ -5,7 +5,7 @@ use super::hooks::RuntimeHooks;
 use super::{Context, Failure, Outcome, create, resctrl};
 use crate::state::{Container, Status};
 use linux::{mount, pidfd, signal};
-use oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -127,12 +127,13 @@ pub(super) fn delete(context: &Context, id: &str, force: bool) -> Outcome {
             )));
         }
     }
-    destroy(container)?;
+    destroy(container, None)?;
     Ok(0)
 }
 
 /// Ends and removes all that is there of a container. Goes on past an error; the first is returned.
-pub(super) fn destroy(container: Container) -> Result<(), Failure> {
+/// `spec` is the container's, where it was read already.
+pub(super) fn destroy(container: Container, spec: Option<&Spec>) -> Result<(), Failure> {
     let mut first: Option<Failure> = None;
     let mut note = |result: Result<(), Failure>| {
         if let Err(failure) = result {
@@ -158,10 +159,13 @@ pub(super) fn destroy(container: Container) -> Result<(), Failure> {
         note(unmount_above(below, &container.record.rootfs).map_err(Failure::from));
     }
     // One whose creation was cut short has no spec, and had no hooks run.
-    let hooks = container
-        .spec()
-        .ok()
-        .and_then(|spec| RuntimeHooks::read(&container, &spec).ok());
+    let read = match spec {
+        Some(_) => None,
+        None => container.spec().ok(),
+    };
+    let hooks = spec
+        .or(read.as_ref())
+        .and_then(|spec| RuntimeHooks::read(&container, spec).ok());
     match first {
         None => {
             container.remove()?;

@@ -128,30 +128,22 @@ fn run(context: &Context, command: Command) -> Outcome {
     match command {
         Command::Create(args) => create::create(context, &args),
         Command::Run(args) => create::run(context, &args),
-        Command::Start { id } => lifecycle::start(context, &id),
+        Command::Start(args) => lifecycle::start(context, &args.id),
         Command::Kill(args) => lifecycle::kill(context, &args),
-        Command::Delete { force, id } => lifecycle::delete(context, &id, force),
-        Command::Pause { id } => lifecycle::pause(context, &id),
-        Command::Resume { id } => lifecycle::resume(context, &id),
+        Command::Delete(args) => lifecycle::delete(context, &args.id, args.force),
+        Command::Pause(args) => lifecycle::pause(context, &args.id),
+        Command::Resume(args) => lifecycle::resume(context, &args.id),
         // As runc: what failed here must not be taken for the program's own status.
         Command::Exec(args) => exec::exec(context, &args).map_err(|failure| match failure {
             Failure::Launch(_) => failure,
             other => Failure::Exec(Box::new(other)),
         }),
-        Command::State { id } => inspect::state(context, &id),
-        Command::List { format, quiet } => inspect::list(context, &format, quiet),
-        Command::Ps {
-            format,
-            id,
-            ps_options,
-        } => inspect::ps(context, &format, &id, &ps_options),
-        Command::Events {
-            stats,
-            interval,
-            id,
-        } => events::events(context, &id, stats, &interval),
+        Command::State(args) => inspect::state(context, &args.id),
+        Command::List(args) => inspect::list(context, &args.format, args.quiet),
+        Command::Ps(args) => inspect::ps(context, &args.format, &args.id, &args.ps_options),
+        Command::Events(args) => events::events(context, &args.id, args.stats, &args.interval),
         Command::Update(args) => update::update(context, &args),
-        Command::Spec { bundle, rootless } => spec::spec(bundle.as_deref(), rootless),
-        Command::Features => features::features(),
+        Command::Spec(args) => spec::spec(args.bundle.as_deref(), args.rootless),
+        Command::Features(_) => features::features(),
     }
 }
