@@ -8,6 +8,8 @@
 pub mod cli;
 mod document;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod hooks;
 mod init;
 mod launch;

@@ -1,33 +1,68 @@
-//! What the keeper costs. Ignored by default: figures of a loaded host mean nothing. `cargo nextest run --release
-//! --run-ignored only figures`.
+//! What the keeper costs. Ignored by default: figures of a loaded host mean nothing. `cargo xtask bench oci` runs the
+//! first with its own bundle.
 
 use super::node::*;
+use linux::cgroup::{Cgroup, Hierarchies};
+use linux::mount::{Overlay, overlay};
+use oci_runtime::{LaunchResources, Rootfs, apply_resources, plan_launch};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
+/// From a bundle's spec to the word that its program has ended and its cgroup is gone, as the command line's `run` does
+/// it: the plan, cgroup and overlay of each launch are its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "prints figures; run it alone, with --release"]
-async fn launch_latency_and_memory() {
+#[ignore = "prints figures; run it alone, with --release, and a bundle in BUNDLE"]
+async fn launch_of_a_bundle() {
+    let bundle = std::env::var_os("BUNDLE").expect("BUNDLE names a bundle's directory");
+    let bundle = Path::new(&bundle);
+    let text = std::fs::read(bundle.join("config.json")).unwrap();
+    let spec: oci_spec::runtime::Spec = serde_json::from_slice(&text).unwrap();
+    let hierarchies = Arc::new(Hierarchies::discover().unwrap());
     let node = Node::start().await;
     let mut exits = node.client.exits(0);
     let mut times = Vec::new();
     for i in 0..200 {
         let id = format!("t{i}");
-        let (plan, fds) = node.plan_of(&id, &["/bin/true"], false);
+        let started = Instant::now();
+        let path = format!("/orlop-figures-{}/{id}", std::process::id());
+        let cgroup = Cgroup::at(hierarchies.clone(), &path).unwrap();
+        cgroup.ensure().unwrap();
+        apply_resources(&cgroup, &spec).unwrap();
+        let layers = Overlay {
+            lowers: &[&bundle.join("image")],
+            upper: Some((&bundle.join("upper"), &bundle.join("work"))),
+            volatile: false,
+        };
+        let root = Rootfs::Detached(overlay(layers).unwrap());
+        let mut resources = LaunchResources::new(&id, root);
+        resources.cgroup = Some(cgroup.clone());
+        let (plan, fds) = plan_launch(&spec, resources).unwrap();
         let mut request = node.request_with(&id, plan, fds);
         request.log_path = None;
-        let started = Instant::now();
         node.client.launch(&id, request).await.unwrap();
-        let launched = started.elapsed();
         next_exit(&mut exits).await;
-        times.push((started.elapsed(), launched));
+        cgroup.delete().unwrap();
+        times.push(started.elapsed());
         node.client.forget(&id).await.unwrap();
     }
+    let all = Cgroup::at(
+        hierarchies,
+        &format!("/orlop-figures-{}", std::process::id()),
+    )
+    .unwrap();
+    all.delete().unwrap();
     times.sort();
-    let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
     println!(
-        "launch to exit told: p50 {:?} p99 {:?} (launch alone {:?})",
-        p50.0, p99.0, p50.1
+        "keeper's launch, ms: {:.3}",
+        times[times.len() / 2].as_secs_f64() * 1000.0
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints figures; run it alone, with --release"]
+async fn memory_of_containers() {
+    let node = Node::start().await;
     let before = memory(&node);
     let count = 100;
     for i in 0..count {

@@ -16,6 +16,8 @@ pub use launch::{LaunchResources, Rootfs, plan_launch};
 pub(crate) use mounts::MOUNT_OPTIONS;
 pub(crate) use namespaces::plan_user_mapping;
 pub(crate) use process::plan_exec_below;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use process::plan_process;
 pub(crate) use process::setgroups_allowed;
 pub use process::{ExecTarget, plan_exec, session_keyring};
 pub use resources::{apply_resources, cgroup_resources};

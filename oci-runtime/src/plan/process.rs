@@ -133,7 +133,7 @@ pub(crate) fn setgroups_allowed(pid: &str) -> bool {
 }
 
 /// Resolves a process, without what is a container's and not its own: seccomp, keyring, personality.
-pub(super) fn plan_process(process: &Process, user_namespaced: bool) -> Result<ProcessPlan, Error> {
+pub(crate) fn plan_process(process: &Process, user_namespaced: bool) -> Result<ProcessPlan, Error> {
     let args = process.args().clone().unwrap_or_default();
     if args.is_empty() {
         return Err(Error::spec("process.args", "is empty"));

@@ -117,11 +117,49 @@ pub fn run(program: &Path) -> anyhow::Result<()> {
             |peak| *peak,
         );
     }
-    println!(
-        "  (launches through the keeper: `cargo nextest run --release -p cri-shim --run-ignored only figures`)"
-    );
+    for seccomp in [false, true] {
+        bundle(&folder, &Case { seccomp, ..PLAIN })?;
+        let ours = by_keeper(&folder).map_err(|error| first_lines(&error));
+        let ours = ours.map(|ms| vec![ms]);
+        let crun = installed("crun").and_then(|()| {
+            let rounds = (0..3).map(|_| launches("crun", "crun", &folder, &PLAIN));
+            let costs: anyhow::Result<Vec<Cost>> = rounds.collect();
+            let costs = costs.map_err(|error| first_lines(&error))?;
+            Ok(costs.iter().map(|cost| cost.wall_ms).collect())
+        });
+        let with = if seccomp { "with" } else { "without" };
+        let tools = [("keeper", String::new()), ("crun", String::new())];
+        print(
+            &format!("launch by the keeper, {with} seccomp, beside crun's command line"),
+            "ms",
+            &tools,
+            &[ours, crun],
+            |ms| *ms,
+        );
+    }
     fs::remove_dir_all(&folder)?;
     Ok(())
+}
+
+/// A launch by the keeper, as the CRI server has it done: what a test of its crate measures.
+fn by_keeper(folder: &Path) -> anyhow::Result<f64> {
+    let output = run_program(
+        Command::new("cargo")
+            .args(["nextest", "run", "--release", "--package", "cri-shim"])
+            .args([
+                "--run-ignored",
+                "only",
+                "--no-capture",
+                "launch_of_a_bundle",
+            ])
+            .env("BUNDLE", folder),
+    )?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let figure = text
+        .lines()
+        .find_map(|line| line.strip_prefix("keeper's launch, ms: "));
+    let figure = figure.with_context(|| format!("the test printed {text:?}"))?;
+    Ok(figure.trim().parse()?)
 }
 
 fn installed(command: &str) -> Result<(), String> {

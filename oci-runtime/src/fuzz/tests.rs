@@ -1,13 +1,12 @@
 //! `config.json` from somebody else: mutated at random, it is refused or planned, and nothing panics.
 //!
 //! Structure-aware and without coverage feedback, so that it runs with the stable compiler in every run of the tests;
-//! `PROPTEST_CASES` makes it longer. Planning takes root, since it opens mounts, and changes nothing on the host.
+//! `PROPTEST_CASES` makes it longer, and `fuzz/` has a target with it. Planning takes root, since it opens mounts, and changes nothing on the host.
 
-use oci_runtime::{LaunchResources, Rootfs, cgroup_resources, plan_launch};
+use super::config as plan;
 use oci_spec::runtime::Spec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// A spec with something in most of its parts, so that mutations reach them.
 fn example() -> Value {
@@ -159,28 +158,6 @@ fn apply(value: &mut Value, key: &Value, change: &Change) {
         }
         _ => {}
     }
-}
-
-/// Parses and plans; the error's text if it is refused.
-fn plan(text: &[u8], rootfs: &Path) -> Result<(), String> {
-    let spec: Spec = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    if let Some(resources) = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref())
-    {
-        let limits = cgroup_resources(resources).map_err(|error| error.to_string())?;
-        for layout in [
-            linux::cgroup::Layout::Unified,
-            linux::cgroup::Layout::Hybrid,
-        ] {
-            let _ = limits.settings(layout);
-        }
-    }
-    let resources = LaunchResources::new("fuzz", Rootfs::Path(rootfs.to_owned()));
-    plan_launch(&spec, resources)
-        .map(drop)
-        .map_err(|error| error.to_string())
 }
 
 proptest! {
