@@ -29,6 +29,7 @@ pub fn test(names: &[&str]) -> anyhow::Result<bool> {
     tally.run("architecture", arrows::check);
     tally.run("crates", crates);
     tally.run("vm-kernel", vm::kernel_tests);
+    tally.run("vm-oci", vm::oci_tests);
     let scenarios = e2e::scenarios();
     if scenarios.iter().any(|scenario| tally.wants(scenario.name)) {
         let program = orlop()?;

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The applets that the tests' containers use.
@@ -236,8 +237,13 @@ impl Ran {
     }
 }
 
+/// The runtime's program; in a virtual machine it is elsewhere than where it was built.
 pub fn runtime() -> &'static str {
-    env!("CARGO_BIN_EXE_oci-runtime")
+    static PROGRAM: LazyLock<String> = LazyLock::new(|| {
+        let given = std::env::var("OCI_RUNTIME").ok();
+        given.unwrap_or_else(|| env!("CARGO_BIN_EXE_oci-runtime").to_owned())
+    });
+    &PROGRAM
 }
 
 /// The directories of a test's cgroup, in all hierarchies.

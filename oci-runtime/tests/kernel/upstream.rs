@@ -191,7 +191,7 @@ fn a_tmpfs_without_a_mode_has_that_of_what_it_covers() {
 fn the_launching_processs_affinity_is_not_the_containers() {
     let bundle = Bundle::new("grep Cpus_allowed_list /proc/self/status");
     let free = bundle.run().ok();
-    let words = ["--cpu-list", "0", crate::bundle::runtime(), "--root"];
+    let words = ["-c", "0", crate::bundle::runtime(), "--root"];
     let output = std::process::Command::new("taskset")
         .args(words)
         .arg(bundle.state_root())

@@ -17,7 +17,7 @@ mod kernel_tests;
 mod machine;
 
 pub use kernel::Kernel;
-pub use kernel_tests::kernel_tests;
+pub use kernel_tests::{kernel_tests, oci_tests};
 pub use machine::Machine;
 
 use std::time::Duration;
