@@ -15,6 +15,7 @@ const MADE: &str = "cgroup";
 #[derive(Debug)]
 pub struct Cgroups {
     hierarchies: Arc<Hierarchies>,
+    limits_huge_pages: bool,
     journal: Arc<Journal>,
     /// Making a pod's cgroup makes its ancestors, and removing another's may remove the same ones.
     turn: Mutex<()>,
@@ -35,8 +36,10 @@ impl Cgroups {
     /// # Errors
     /// When none is mounted.
     pub fn open(journal: Arc<Journal>) -> Result<Self, Error> {
+        let hierarchies = Hierarchies::discover()?;
         Ok(Self {
-            hierarchies: Arc::new(Hierarchies::discover()?),
+            limits_huge_pages: hierarchies.has_controller("hugetlb"),
+            hierarchies: Arc::new(hierarchies),
             journal,
             turn: Mutex::new(()),
         })
@@ -44,6 +47,20 @@ impl Cgroups {
 
     pub fn hierarchies(&self) -> &Arc<Hierarchies> {
         &self.hierarchies
+    }
+
+    /// Leaves out limits of huge pages where the kernel can't keep them, as containerd does: a kubelet sends one for each
+    /// size to every container, 0 for most.
+    pub fn tolerate(&self, asked: &mut LinuxContainerResources) {
+        if self.limits_huge_pages {
+            return;
+        }
+        if asked.hugepage_limits.iter().any(|page| page.limit > 0) {
+            tracing::warn!(
+                "a limit of huge pages is left out: the kernel has no controller hugetlb"
+            );
+        }
+        asked.hugepage_limits.clear();
     }
 
     /// Whether the host has one v2 hierarchy with all controllers.
@@ -79,8 +96,11 @@ impl Cgroups {
             }
         }
         cgroup.ensure()?;
-        if let Some(limits) = limits.filter(|limits| !spec::resources_are_empty(limits)) {
-            cgroup.apply(&spec::cgroup_resources(limits))?;
+        if let Some(mut limits) = limits.cloned() {
+            self.tolerate(&mut limits);
+            if !spec::resources_are_empty(&limits) {
+                cgroup.apply(&spec::cgroup_resources(&limits))?;
+            }
         }
         Ok(())
     }

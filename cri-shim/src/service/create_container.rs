@@ -30,9 +30,13 @@ impl Runtime {
         self: &Arc<Self>,
         request: CreateContainerRequest,
     ) -> Result<CreateContainerResponse, Status> {
-        let config = request
+        let mut config = request
             .config
             .ok_or_else(|| Error::Invalid("config is required".into()))?;
+        let linux = config.linux.as_mut();
+        if let Some(asked) = linux.and_then(|linux| linux.resources.as_mut()) {
+            self.cgroups.tolerate(asked);
+        }
         if config
             .metadata
             .as_ref()

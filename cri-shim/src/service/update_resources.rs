@@ -19,9 +19,10 @@ impl Runtime {
         request: UpdateContainerResourcesRequest,
     ) -> Result<UpdateContainerResourcesResponse, Error> {
         let container = self.container(&request.container_id)?;
-        let Some(asked) = request.linux else {
+        let Some(mut asked) = request.linux else {
             return Ok(UpdateContainerResourcesResponse {});
         };
+        self.cgroups.tolerate(&mut asked);
         let _turn = container.turn.lock().await;
         match container.status() {
             ContainerStatus::Exited { .. } => {
@@ -48,10 +49,9 @@ impl Runtime {
         request: UpdatePodSandboxResourcesRequest,
     ) -> Result<UpdatePodSandboxResourcesResponse, Error> {
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
-        if let Some(asked) = request
-            .resources
-            .filter(|asked| !spec::resources_are_empty(asked))
-        {
+        let mut asked = request.resources.unwrap_or_default();
+        self.cgroups.tolerate(&mut asked);
+        if !spec::resources_are_empty(&asked) {
             let cgroup = self.cgroups.at(&sandbox.record.cgroup)?;
             blocking(move || Ok(cgroup.apply(&spec::cgroup_resources(&asked))?)).await?;
         }

@@ -452,6 +452,7 @@ async fn a_container_over_its_memory_limit_is_killed_and_says_so() {
         .unwrap();
     resources.memory_limit_in_bytes = 16 << 20;
     resources.memory_swap_limit_in_bytes = 16 << 20;
+    resources.hugepage_limits = kubelets_huge_pages();
     let id = node.create(&sandbox, &config, container).await.unwrap();
     node.start_container(&id).await.unwrap();
     let status = node.wait_for_exit(&id).await;
@@ -461,6 +462,16 @@ async fn a_container_over_its_memory_limit_is_killed_and_says_so() {
     );
     node.remove_sandbox(&sandbox).await;
     node.shut_down();
+}
+
+/// What a kubelet sends to every container, whether or not the kernel has the controller.
+fn kubelets_huge_pages() -> Vec<HugepageLimit> {
+    let sizes = ["1GB", "2MB"];
+    let limits = sizes.map(|size| HugepageLimit {
+        page_size: size.to_owned(),
+        limit: 0,
+    });
+    limits.to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -473,6 +484,7 @@ async fn limits_are_changed_while_a_container_runs() {
         memory_limit_in_bytes: 32 << 20,
         cpu_quota: 50_000,
         cpu_period: 100_000,
+        hugepage_limits: kubelets_huge_pages(),
         ..Default::default()
     };
     let request = UpdateContainerResourcesRequest {

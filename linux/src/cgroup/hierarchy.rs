@@ -96,6 +96,17 @@ impl Hierarchies {
             .map(|hierarchy| hierarchy.mount.as_path())
     }
 
+    /// Whether cgroups can limit by this controller. Of a hybrid host's v2 hierarchy none is used.
+    pub fn has_controller(&self, controller: &str) -> bool {
+        if !self.v1.is_empty() {
+            return self.v1_mount(controller).is_some();
+        }
+        let unified = self.unified.as_ref();
+        unified
+            .and_then(|root| std::fs::read_to_string(root.join("cgroup.controllers")).ok())
+            .is_some_and(|list| list.split_whitespace().any(|name| name == controller))
+    }
+
     /// Reads `/proc/<pid>/mountinfo` text (proc_pid_mountinfo(5)). The first mount of a hierarchy counts.
     pub fn parse_mountinfo(table: &str) -> Self {
         let mut found = Hierarchies {
