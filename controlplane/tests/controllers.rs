@@ -28,6 +28,7 @@ impl Cluster {
         let client = server.client("admin", &["system:masters"]);
         let stop = CancellationToken::new();
         let config = controllers::Config {
+            node_mask_sizes: controllers::MaskSizes::default(),
             cluster_cidrs: vec!["10.244.0.0/16".parse().expect("a range")],
             ca_pem: server.pki().ca().to_owned(),
         };

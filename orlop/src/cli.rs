@@ -102,6 +102,13 @@ pub struct Network {
         value_name = "CIDR"
     )]
     pub cluster_cidr: Vec<IpNet>,
+    /// Length of the prefix that a node gets of an IPv4 range [default: 24, and in `up` less where --max-pods takes more
+    /// addresses: twice as many, since one that was given back rests for a while].
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=30))]
+    pub node_cidr_mask_size_ipv4: Option<u8>,
+    /// Length of the prefix that a node gets of an IPv6 range.
+    #[arg(long, default_value_t = 64, value_name = "BITS", value_parser = clap::value_parser!(u8).range(1..=126))]
+    pub node_cidr_mask_size_ipv6: u8,
     /// Addresses for Services, one range a family.
     #[arg(
         long,
@@ -110,6 +117,15 @@ pub struct Network {
         value_name = "CIDR"
     )]
     pub service_cluster_ip_range: Vec<IpNet>,
+}
+
+impl Network {
+    /// The length of a node's IPv4 prefix that has room for so many pods, if none was asked for.
+    pub fn make_room(&mut self, pods: u32) {
+        let bits = pods.max(1).saturating_mul(2).next_power_of_two().ilog2();
+        let length = u8::try_from(32 - bits.min(31)).unwrap_or(24).min(24);
+        self.node_cidr_mask_size_ipv4.get_or_insert(length);
+    }
 }
 
 /// Where the API is served.
@@ -437,5 +453,27 @@ impl Api {
     /// Where the API is served.
     pub fn listen(&self) -> SocketAddr {
         SocketAddr::new(self.bind_address, self.secure_port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nodes_prefix_has_room_for_twice_its_pods() {
+        let length = |words: &[&str], pods| {
+            let words = ["orlop", "up"].iter().chain(words);
+            let Command::Up(mut up) = Cli::parse_from(words).command else {
+                panic!("up is up");
+            };
+            up.network.make_room(pods);
+            up.network.node_cidr_mask_size_ipv4
+        };
+        assert_eq!(length(&[], 110), Some(24));
+        assert_eq!(length(&[], 129), Some(23));
+        assert_eq!(length(&[], 1000), Some(21));
+        assert_eq!(length(&["--node-cidr-mask-size-ipv4=25"], 1000), Some(25));
+        assert_eq!(length(&[], 0), Some(24));
     }
 }

@@ -41,6 +41,10 @@ impl ControlPlane {
         let (mut loops, stop) = (JoinSet::new(), CancellationToken::new());
         let controllers = controllers::Config {
             cluster_cidrs: network.cluster_cidr.clone(),
+            node_mask_sizes: controllers::MaskSizes {
+                ipv4: network.node_cidr_mask_size_ipv4.unwrap_or(24),
+                ipv6: network.node_cidr_mask_size_ipv6,
+            },
             ca_pem: server.pki().ca().to_owned(),
         };
         let manager = server.client("system:kube-controller-manager", &["system:masters"]);

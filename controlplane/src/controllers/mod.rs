@@ -40,8 +40,26 @@ use queue::Queue;
 pub struct Config {
     /// Ranges that nodes get their pods' addresses from, one a family; empty if others assign them.
     pub cluster_cidrs: Vec<IpNet>,
+    /// The size of a node's part of them.
+    pub node_mask_sizes: MaskSizes,
     /// The cluster's CA, for `kube-root-ca.crt`.
     pub ca_pem: String,
+}
+
+/// The lengths of the prefixes that a node gets.
+#[derive(Clone, Copy, Debug)]
+pub struct MaskSizes {
+    /// Of an IPv4 range.
+    pub ipv4: u8,
+    /// Of an IPv6 range.
+    pub ipv6: u8,
+}
+
+impl Default for MaskSizes {
+    /// As kube-controller-manager's.
+    fn default() -> Self {
+        Self { ipv4: 24, ipv6: 64 }
+    }
 }
 
 /// What every controller has.
@@ -160,6 +178,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) {
         node::Controller::new(
             context("node-controller"),
             config.cluster_cidrs,
+            config.node_mask_sizes,
             nodes.clone(),
             leases.clone(),
             pods.clone(),

@@ -12,10 +12,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 use serde_json::{Value, json};
 
-use super::Context;
 use super::informer::Informer;
 use super::object::{Key, Lease, Node, Pod, ignore_not_found};
 use super::queue::Queue;
+use super::{Context, MaskSizes};
 
 /// A node that did not renew its lease for so long is Unknown, as upstream's grace period.
 const GRACE: Duration = Duration::from_secs(50);
@@ -27,6 +27,7 @@ const LEASES: &str = "kube-node-lease";
 pub struct Controller {
     context: Context,
     cluster_cidrs: Vec<IpNet>,
+    mask_sizes: MaskSizes,
     nodes: Arc<Informer<Node>>,
     leases: Arc<Informer<Lease>>,
     pods: Arc<Informer<Pod>>,
@@ -35,10 +36,11 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Gives nodes parts of `cluster_cidrs`: a /24 of an IPv4 range, a /64 of an IPv6 one.
+    /// Gives nodes parts of `cluster_cidrs`.
     pub fn new(
         context: Context,
         cluster_cidrs: Vec<IpNet>,
+        mask_sizes: MaskSizes,
         nodes: Arc<Informer<Node>>,
         leases: Arc<Informer<Lease>>,
         pods: Arc<Informer<Pod>>,
@@ -69,6 +71,7 @@ impl Controller {
         Self {
             context,
             cluster_cidrs,
+            mask_sizes,
             nodes,
             leases,
             pods,
@@ -115,7 +118,7 @@ impl Controller {
                 let cidrs: Vec<IpNet> = self
                     .cluster_cidrs
                     .iter()
-                    .filter_map(|range| free_part(range, &taken))
+                    .filter_map(|range| free_part(range, self.mask_sizes, &taken))
                     .collect();
                 given.insert(name.clone(), cidrs.clone());
                 cidrs
@@ -312,10 +315,10 @@ fn eviction_time(
 }
 
 /// The first part of `range` of a node's size that overlaps nothing in `taken`.
-fn free_part(range: &IpNet, taken: &BTreeSet<IpNet>) -> Option<IpNet> {
+fn free_part(range: &IpNet, sizes: MaskSizes, taken: &BTreeSet<IpNet>) -> Option<IpNet> {
     let size = match range.addr() {
-        IpAddr::V4(_) => 24,
-        IpAddr::V6(_) => 64,
+        IpAddr::V4(_) => sizes.ipv4,
+        IpAddr::V6(_) => sizes.ipv6,
     };
     let overlaps = |part: &IpNet| {
         taken
@@ -334,24 +337,28 @@ mod tests {
 
     #[test]
     fn each_node_gets_its_own_part_in_both_families() {
+        let sizes = MaskSizes::default();
         let four: IpNet = "10.244.0.0/16".parse().expect("a range");
-        let first = free_part(&four, &BTreeSet::new()).expect("room");
+        let first = free_part(&four, sizes, &BTreeSet::new()).expect("room");
         assert_eq!(first.to_string(), "10.244.0.0/24");
         assert_eq!(
-            free_part(&four, &BTreeSet::from([first]))
+            free_part(&four, sizes, &BTreeSet::from([first]))
                 .expect("room")
                 .to_string(),
             "10.244.1.0/24"
         );
         let six: IpNet = "fd00:10::/56".parse().expect("a range");
         assert_eq!(
-            free_part(&six, &BTreeSet::from([first]))
+            free_part(&six, sizes, &BTreeSet::from([first]))
                 .expect("room")
                 .to_string(),
             "fd00:10::/64"
         );
         let small: IpNet = "10.1.0.0/24".parse().expect("a range");
-        assert_eq!(free_part(&small, &BTreeSet::from([small])), None);
+        let wide = MaskSizes { ipv4: 21, ..sizes };
+        let part = free_part(&four, wide, &BTreeSet::from([first])).expect("room");
+        assert_eq!(part.to_string(), "10.244.8.0/21");
+        assert_eq!(free_part(&small, sizes, &BTreeSet::from([small])), None);
     }
 
     #[test]

@@ -176,26 +176,50 @@ fn open_or_make(folder: &Path) -> io::Result<OwnedFd> {
     }
     mount::set_propagation(folder, mount::Propagation::Private, false).map_err(from_kernel)?;
     File::create(&pin)?;
-    let namespace = std::thread::scope(|scope| {
-        let work = scope.spawn(|| make_namespace(folder));
-        work.join().unwrap_or_else(|_| {
-            Err(io::Error::other(
-                "the thread that makes the pins' namespace panicked",
-            ))
-        })
-    })?;
-    let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
-    rustix::mount::mount_bind(&source, &pin).map_err(|errno| {
-        io::Error::new(
+    // The kernel lets a mount namespace be pinned only in an older one, and tells age by a number. Since Linux 6.18 each
+    // processor has numbers of its own, so that one made here may look older than the one that this process is in: then
+    // it is made on another, and on the one that made this process's at the latest.
+    let others = std::iter::once_with(processors).flatten().map(Some);
+    let mut refused = io::Error::other("no processor may be used");
+    for processor in std::iter::once(None).chain(others) {
+        let namespace = std::thread::scope(|scope| {
+            let work = scope.spawn(|| make_namespace(folder, processor));
+            work.join().unwrap_or_else(|_| {
+                Err(io::Error::other(
+                    "the thread that makes the pins' namespace panicked",
+                ))
+            })
+        })?;
+        let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+        let Err(errno) = rustix::mount::mount_bind(&source, &pin) else {
+            return Ok(namespace);
+        };
+        refused = io::Error::new(
             io::Error::from(errno).kind(),
             format!("pin {}: {errno}", pin.display()),
-        )
-    })?;
-    Ok(namespace)
+        );
+        if errno != rustix::io::Errno::INVAL {
+            break;
+        }
+    }
+    Err(refused)
+}
+
+/// Those that this process may use, whichever its threads are bound to.
+fn processors() -> Vec<usize> {
+    let all = 0..rustix::thread::CpuSet::MAX_CPU;
+    let may_use = |processor: &usize| linux::scheduling::set_affinity(&[*processor]).is_ok();
+    std::thread::scope(|scope| {
+        let work = scope.spawn(|| all.filter(may_use).collect());
+        work.join().unwrap_or_default()
+    })
 }
 
 /// Makes a mount namespace that holds one empty tmpfs, on a thread that ends in it.
-fn make_namespace(folder: &Path) -> io::Result<OwnedFd> {
+fn make_namespace(folder: &Path, processor: Option<usize>) -> io::Result<OwnedFd> {
+    if let Some(processor) = processor {
+        linux::scheduling::set_affinity(&[processor]).map_err(from_kernel)?;
+    }
     namespace::unshare(&[NamespaceKind::Mount]).map_err(from_kernel)?;
     let own = namespace::open_own(NamespaceKind::Mount).map_err(from_kernel)?;
     mount::set_propagation(Path::new("/"), mount::Propagation::Private, true)
@@ -230,4 +254,34 @@ fn make_namespace(folder: &Path) -> io::Result<OwnedFd> {
 pub(super) fn from_kernel(error: linux::Error) -> io::Error {
     let kind = io::Error::from_raw_os_error(error.errno).kind();
     io::Error::new(kind, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_in_a_mount_namespace_of_its_own_has_pins_whichever_processor_it_is_on() {
+        for first in processors() {
+            for second in processors() {
+                let work = std::thread::spawn(move || {
+                    linux::scheduling::set_affinity(&[first]).unwrap();
+                    namespace::unshare(&[NamespaceKind::Mount]).unwrap();
+                    let root = Path::new("/");
+                    mount::set_propagation(root, mount::Propagation::Private, true).unwrap();
+                    linux::scheduling::set_affinity(&[second]).unwrap();
+                    let folder = tempfile::tempdir().unwrap();
+                    let pins = folder.path().join("pins");
+                    let made = open_or_make(&pins).map(drop);
+                    let found = made.and_then(|()| open_or_make(&pins)).map(drop);
+                    // The mounts end with this thread.
+                    let _ = mount::detach(&pins);
+                    found
+                });
+                work.join().unwrap().unwrap_or_else(|error| {
+                    panic!("from processor {first} on {second}: {error}");
+                });
+            }
+        }
+    }
 }

@@ -72,10 +72,12 @@ async fn cluster(
     let (name, addresses) = address::identity(&options.this_node)?;
     let mut names: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     names.push(name.clone());
+    let mut network = options.network.clone();
+    network.make_room(options.this_node.max_pods);
     let plane = ControlPlane::start(
         layout,
         &options.api,
-        &options.network,
+        &network,
         addresses.first().copied(),
         names,
         options.this_node.kubelet_port,
