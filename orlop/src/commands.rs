@@ -292,6 +292,7 @@ fn remove_rules(options: &cli::Proxy) -> anyhow::Result<()> {
     if options.flags.switches.cleanup {
         proxy::policy::cleanup().context("remove the network policies' rules")?;
         proxy::cleanup().context("remove the service rules")?;
+        proxy::cleanup_iptables().context("remove the service rules of iptables")?;
     }
     if options.cleanup_kube_proxy {
         proxy::cleanup_kube_proxy().context("remove kube-proxy's rules")?;

@@ -1,5 +1,5 @@
 //! What the proxy costs at some number of Services, each with two endpoints, in a network namespace of its own:
-//! `scale 1000 10000 50000`. Needs root. One row a number; the API is generated in the process, without a socket, so that
+//! `scale 1000 10000 50000`, or `scale iptables 1000 10000` for that mode. Needs root. One row a number; the API is generated in the process, without a socket, so that
 //! the figures are the proxy's alone.
 
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use kube::client::Body;
 use linux::namespace::{NamespaceKind, unshare};
-use proxy::Config;
+use proxy::{Config, IptablesSettings, Mode};
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,10 @@ use tokio_util::sync::CancellationToken;
 type Reply = Response<UnsyncBoxBody<Bytes, Infallible>>;
 type Line = Result<Frame<Bytes>, Infallible>;
 
-const CHANGES: usize = 1_000;
+/// A change runs a program in iptables mode.
+fn changes(mode: Mode) -> usize {
+    if mode == Mode::Nftables { 1_000 } else { 100 }
+}
 
 /// `10.base.x.y` by an index below 65,536, and the next bases above.
 fn address(base: u32, index: usize) -> String {
@@ -114,14 +117,17 @@ fn answer(
     ))
 }
 
-/// CPU time of this process.
+/// CPU time of this process and of the programs that it ran.
 fn cpu() -> Duration {
-    let usage =
-        nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).expect("usage");
+    use nix::sys::resource::{UsageWho, getrusage};
     let of = |time: nix::sys::time::TimeVal| {
         Duration::new(time.tv_sec() as u64, time.tv_usec() as u32 * 1000)
     };
-    of(usage.user_time()) + of(usage.system_time())
+    let all = [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN].map(|who| {
+        let usage = getrusage(who).expect("usage");
+        of(usage.user_time()) + of(usage.system_time())
+    });
+    all.into_iter().sum()
 }
 
 fn resident_kilobytes() -> u64 {
@@ -136,14 +142,18 @@ fn resident_kilobytes() -> u64 {
         .unwrap_or(0)
 }
 
-async fn measure(count: usize) {
+async fn measure(count: usize, mode: Mode) {
+    let changes = changes(mode);
     let (sender, receiver): (UnboundedSender<Line>, _) = unbounded_channel();
     let events = Arc::new(Mutex::new(Some(receiver)));
     let service = tower::service_fn(move |request: Request<Body>| {
         let events = events.clone();
         async move { Ok::<_, Infallible>(answer(&request, count, &events)) }
     });
-    let config = Config::new("node-0", vec!["10.128.0.0/10".parse().expect("network")]);
+    let config = Config {
+        mode,
+        ..Config::new("node-0", vec!["10.128.0.0/10".parse().expect("network")])
+    };
     let mut progress = config.progress();
     let shutdown = CancellationToken::new();
     let (begun, cpu_before) = (Instant::now(), cpu());
@@ -155,8 +165,8 @@ async fn measure(count: usize) {
         .expect("the proxy runs");
     let (start, start_cpu) = (begun.elapsed(), cpu() - cpu_before);
     let cpu_before = cpu();
-    let mut latencies = Vec::with_capacity(CHANGES);
-    for change in 0..CHANGES {
+    let mut latencies = Vec::with_capacity(changes);
+    for change in 0..changes {
         let before = progress.borrow().transactions;
         // The second endpoint goes and comes.
         let event = slice((change / 2 * 7919) % count, 1 + change % 2, 2 + change);
@@ -171,12 +181,12 @@ async fn measure(count: usize) {
             .expect("the proxy runs");
         latencies.push(begun.elapsed());
     }
-    let per_change = (cpu() - cpu_before) / CHANGES as u32;
+    let per_change = (cpu() - cpu_before) / changes as u32;
     latencies.sort_unstable();
     println!(
         "{count:>8} {start:>12.1?} {start_cpu:>12.1?} {:>12.1?} {:>12.1?} {per_change:>12.1?} {:>10}",
-        latencies[CHANGES / 2],
-        latencies[CHANGES * 99 / 100],
+        latencies[changes / 2],
+        latencies[changes * 99 / 100],
         resident_kilobytes()
     );
     shutdown.cancel();
@@ -184,6 +194,14 @@ async fn measure(count: usize) {
 }
 
 fn main() {
+    let by_iptables = std::env::args()
+        .nth(1)
+        .is_some_and(|word| word == "iptables");
+    let mode = if by_iptables {
+        Mode::Iptables(IptablesSettings::default())
+    } else {
+        Mode::Nftables
+    };
     let counts: Vec<usize> = std::env::args()
         .skip(1)
         .filter_map(|text| text.parse().ok())
@@ -201,7 +219,7 @@ fn main() {
                 .enable_all()
                 .build()
                 .expect("runtime");
-            runtime.block_on(measure(count));
+            runtime.block_on(measure(count, mode));
         });
         thread.join().expect("measured");
     }

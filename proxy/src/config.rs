@@ -20,7 +20,45 @@ pub enum DetectLocal {
     Unknown,
 }
 
-/// On which of the node's addresses NodePorts answer. Never on loopback.
+/// What makes the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Tables of nftables, by netlink.
+    Nftables,
+    /// `iptables-restore`, with kube-proxy's chains.
+    Iptables(IptablesSettings),
+}
+
+impl Mode {
+    /// kube-proxy's word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Nftables => "nftables",
+            Mode::Iptables(_) => "iptables",
+        }
+    }
+}
+
+/// What only [`Mode::Iptables`] has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IptablesSettings {
+    /// How often it is checked whether others took the rules away.
+    pub sync_period: Duration,
+    /// Whether NodePorts answer on 127.0.0.1, too, where NodePorts answer on that address.
+    pub localhost_node_ports: bool,
+}
+
+impl Default for IptablesSettings {
+    /// Upstream's.
+    fn default() -> IptablesSettings {
+        IptablesSettings {
+            sync_period: Duration::from_secs(30),
+            localhost_node_ports: true,
+        }
+    }
+}
+
+/// On which of the node's addresses NodePorts answer. On loopback only in iptables mode, and only IPv4's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodePortAddresses {
     /// On all.
@@ -53,6 +91,8 @@ pub struct ConntrackSettings {
 /// The proxy's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// What makes the rules.
+    pub mode: Mode,
     /// Which Node this is.
     pub node_name: String,
     /// How the node's own pods are told from others.
@@ -95,7 +135,7 @@ const LEFT_TOLD: Duration = Duration::from_secs(10);
 pub struct Progress {
     /// Transactions since the start; the first one makes the rules what the API says.
     pub transactions: u64,
-    /// Elements that changed in the last one.
+    /// Elements or rules that changed in the last one.
     pub last_changes: usize,
     /// From the first event that it holds to the kernel's answer.
     pub last_duration: Duration,
@@ -121,6 +161,7 @@ impl Config {
             DetectLocal::Networks(pod_networks)
         };
         Config {
+            mode: Mode::Nftables,
             node_name: node_name.into(),
             detect_local,
             masquerade_all: false,

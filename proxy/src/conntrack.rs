@@ -1,13 +1,36 @@
 //! Connections without a handshake stay with an endpoint that is gone, for as long as packets come: their entries are
 //! deleted when endpoints change. TCP is left to close by itself.
 
-use crate::ruleset::model::Programmed;
-use crate::service::{Protocol, ServiceName};
-use crate::table::FamilyTable;
+use crate::family::FamilyRules;
+use crate::service::{Protocol, ServiceName, ServicePort};
 use linux::conntrack::Entry;
 use linux::nftables::{Family, Socket};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+
+/// A Service's port whose connections have no handshake, as it is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    protocol: Protocol,
+    frontends: Vec<SocketAddr>,
+    node_port: Option<u16>,
+    endpoints: HashSet<SocketAddr>,
+}
+
+impl Served {
+    /// What the connections of a port with these endpoints may be; `None` for TCP.
+    pub fn new(port: &ServicePort, endpoints: impl Iterator<Item = SocketAddr>) -> Option<Served> {
+        let frontends = std::iter::once(&port.cluster_ip).chain(&port.external);
+        (port.protocol != Protocol::Tcp).then(|| Served {
+            protocol: port.protocol,
+            frontends: frontends
+                .map(|frontend| SocketAddr::new(frontend.address, frontend.port))
+                .collect(),
+            node_port: port.node_port,
+            endpoints: endpoints.collect(),
+        })
+    }
+}
 
 /// Where packets of one protocol may be going, by where they were sent.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -20,22 +43,21 @@ pub struct Rightful {
 
 impl Rightful {
     /// Adds what a Service's state says for a protocol. A frontend that it had before only has no endpoints.
-    fn add(&mut self, protocol: Protocol, before: Option<&Programmed>, now: Option<&Programmed>) {
+    fn add(&mut self, protocol: Protocol, before: &[Served], now: &[Served]) {
         for (state, holds) in [(before, false), (now, true)] {
-            for (port, endpoints) in state.into_iter().flat_map(Programmed::endpoints) {
-                if port.protocol != protocol {
-                    continue;
+            for served in state.iter().filter(|served| served.protocol == protocol) {
+                let endpoints = || served.endpoints.iter().filter(|_| holds);
+                for frontend in &served.frontends {
+                    self.frontends
+                        .entry(*frontend)
+                        .or_default()
+                        .extend(endpoints());
                 }
-                let endpoints = if holds { endpoints } else { HashSet::new() };
-                for frontend in std::iter::once(&port.cluster_ip).chain(&port.external) {
-                    let key = SocketAddr::new(frontend.address, frontend.port);
-                    self.frontends.entry(key).or_default().extend(&endpoints);
-                }
-                if let Some(node_port) = port.node_port {
+                if let Some(node_port) = served.node_port {
                     self.node_ports
                         .entry(node_port)
                         .or_default()
-                        .extend(&endpoints);
+                        .extend(endpoints());
                 }
             }
         }
@@ -61,15 +83,15 @@ impl Rightful {
 /// Deletes the entries that changed Services leave behind, and returns how many. Errors are logged: the rules stand.
 pub fn delete_stale(
     socket: &mut Socket,
-    table: &FamilyTable,
-    before: &[(ServiceName, Option<Programmed>)],
+    rules: &dyn FamilyRules,
+    before: &[(ServiceName, Vec<Served>)],
 ) -> usize {
-    let family = table.model().family();
+    let family = rules.family();
     let mut deleted = 0;
     for protocol in [Protocol::Udp, Protocol::Sctp] {
         let mut rightful = Rightful::default();
         for (name, before) in before {
-            rightful.add(protocol, before.as_ref(), table.model().get(name));
+            rightful.add(protocol, before, &rules.served(name));
         }
         if !rightful.is_empty() {
             deleted += delete_of(socket, family, protocol, &rightful);

@@ -1,14 +1,18 @@
 //! The rules as text, from the API alone: no kernel is asked or changed.
 
-use crate::config::Config;
+use crate::config::{Config, Mode};
+use crate::family::FamilyRules;
+use crate::iptables::FamilyChains;
+use crate::metrics::Metrics;
 use crate::service::object::{EndpointSlice, Node, Service};
 use crate::service::{NodeFacts, Tracker};
 use crate::source::{self, Update};
 use crate::table::FamilyTable;
 use linux::nftables::Family;
 
-/// What `nft list table` would print on this node if its proxy had just started, for both families. (An address in a
-/// slot may differ from a running proxy's, which keeps the slots that it dealt before.)
+/// What the proxy would make on this node if it had just started, for both families: in the words of `nft list table`
+/// (an address in a slot may differ from a running proxy's, which keeps the slots that it dealt before), or as
+/// `iptables-restore` gets it.
 ///
 /// # Errors
 /// The API's.
@@ -27,11 +31,18 @@ pub async fn dump(config: &Config, client: &kube::Client) -> Result<String, kube
     }
     let changed = tracker.take_changed();
     let text = |family| {
-        let mut table = FamilyTable::new(family, config, tracker.node());
+        let node = tracker.node();
+        let mut rules: Box<dyn FamilyRules> = match config.mode {
+            Mode::Nftables => Box::new(FamilyTable::new(family, config, node)),
+            Mode::Iptables(settings) => {
+                let metrics = Metrics::new(config.mode);
+                Box::new(FamilyChains::new(family, settings, config, node, metrics))
+            }
+        };
         for name in &changed {
-            table.expect(name, tracker.resolve(name).as_ref());
+            rules.expect(name, tracker.resolve(name).as_ref());
         }
-        table.text()
+        rules.text()
     };
     Ok(format!("{}\n{}", text(Family::Ip), text(Family::Ip6)))
 }

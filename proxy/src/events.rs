@@ -1,6 +1,6 @@
 //! Events on Services: what went wrong with one, where its owner looks.
 
-use crate::table::Failure;
+use crate::family::Failure;
 use jiff::Timestamp;
 use std::sync::Arc;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};

@@ -49,18 +49,27 @@ fn is_kube_proxys(chain: &str) -> bool {
 /// The kernel's; what was deleted before stays deleted.
 pub fn delete(socket: &mut Socket) -> Result<(), BatchError> {
     for table in socket.tables()? {
-        if table.family == Family::Inet {
-            continue;
-        }
-        if table.name == TABLE {
+        if table.name == TABLE && table.family != Family::Inet {
             let mut batch = Batch::new();
             batch.delete_table(&table);
             batch.commit(socket)?;
-        } else if IPTABLES_TABLES.contains(&table.name.as_str()) {
+        }
+    }
+    delete_iptables(socket)?;
+    warn_of_others();
+    Ok(())
+}
+
+/// The same, of what `iptables` of the nf_tables kind has alone.
+///
+/// # Errors
+/// As [`delete`].
+pub fn delete_iptables(socket: &mut Socket) -> Result<(), BatchError> {
+    for table in socket.tables()? {
+        if IPTABLES_TABLES.contains(&table.name.as_str()) && table.family != Family::Inet {
             delete_chains(socket, &table)?;
         }
     }
-    warn_of_others();
     Ok(())
 }
 

@@ -1,17 +1,20 @@
-//! The service proxy: what the API says about Services becomes this node's nftables rules.
+//! The service proxy: what the API says about Services becomes this node's rules, of nftables or of iptables.
 //!
 //! ```text
-//! source (list, watch) -> service::Tracker -> resolve -> ruleset::Model -> difference -> one netlink transaction
+//! source (list, watch) -> service::Tracker -> resolve -> ruleset::Model  -> difference -> one netlink transaction
+//!                                                     -> iptables::Model -> difference -> iptables-restore
 //! ```
 //!
-//! All stages but the first and the last are pure. The rules don't grow with the Services: each Service is a few
+//! All stages but the first and the last are pure. nftables' rules don't grow with the Services: each Service is a few
 //! elements in maps, and a change of one costs the same at any number of them. See `README.md`.
 
 pub mod config;
 mod conntrack;
 mod dump;
 mod events;
+mod family;
 mod health;
+pub mod iptables;
 pub mod kube_proxy;
 mod leftovers;
 mod metrics;
@@ -27,7 +30,8 @@ mod thread;
 mod worker;
 
 pub use config::{
-    Config, ConntrackSettings, DetectLocal, LocalEndpoints, NodePortAddresses, Progress,
+    Config, ConntrackSettings, DetectLocal, IptablesSettings, LocalEndpoints, Mode,
+    NodePortAddresses, Progress,
 };
 pub use dump::dump;
 pub use sysctl::prepare;
@@ -47,6 +51,9 @@ pub enum Error {
     /// The rules could not be deleted.
     #[error("delete the service rules: {0}")]
     Cleanup(#[source] linux::nftables::BatchError),
+    /// The rules of iptables mode could not be deleted.
+    #[error("delete the service rules of iptables: {0}")]
+    CleanupIptables(#[source] family::Error),
     /// The device of kube-proxy's ipvs mode could not be deleted.
     #[error(transparent)]
     Device(linux::netlink::Error),
@@ -74,7 +81,8 @@ pub async fn run(
 ) -> Result<(), Error> {
     let (updates, receiver) = std::sync::mpsc::channel();
     let node_name = config.node_name.clone();
-    let (health, metrics) = (health::Health::default(), metrics::Metrics::default());
+    let health = health::Health::default();
+    let metrics = metrics::Metrics::new(config.mode);
     let mut tasks = tokio::task::JoinSet::new();
     let (events, failures) = events::Events::new();
     tasks.spawn(events::post(
@@ -145,6 +153,16 @@ pub fn cleanup() -> Result<(), Error> {
     let mut socket =
         linux::nftables::Socket::open().map_err(|error| Error::Cleanup(error.into()))?;
     table::delete_tables(&mut socket).map_err(Error::Cleanup)
+}
+
+/// Deletes the rules of iptables mode in this network namespace, which are a kube-proxy's too; none there is no error.
+///
+/// # Errors
+/// [`Error::CleanupIptables`].
+pub fn cleanup_iptables() -> Result<(), Error> {
+    let socket = linux::nftables::Socket::open();
+    let mut socket = socket.map_err(|error| Error::Cleanup(error.into()))?;
+    iptables::delete(&mut socket).map_err(Error::CleanupIptables)
 }
 
 /// Deletes what a kube-proxy that ran on this node left in nf_tables, in any of its modes, and ipvs mode's device; what

@@ -1,5 +1,7 @@
 //! What the proxy counts and times, under upstream's names where upstream has it.
 
+use crate::config::Mode;
+use crate::iptables::names::Table;
 use linux::nftables::Family as AddressFamily;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -46,6 +48,13 @@ struct OfPolicy {
     ip_family: FamilyValue,
 }
 
+/// The `table` label, and the family's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfTable {
+    table: &'static str,
+    ip_family: FamilyValue,
+}
+
 /// 1 ms to 16 s, as upstream has it, and finer below: a change takes well under a millisecond here.
 fn sync_duration() -> Histogram {
     Histogram::new(exponential_buckets(0.000_03, 2.0, 20))
@@ -65,6 +74,7 @@ type Time = Gauge<f64, AtomicU64>;
 /// The proxy's metrics; clones count together.
 #[derive(Debug, Clone)]
 pub struct Metrics {
+    mode: Mode,
     sync: Durations,
     full_sync: Durations,
     partial_sync: Durations,
@@ -80,6 +90,10 @@ pub struct Metrics {
     no_local_endpoints: Family<OfPolicy, Gauge>,
     element_changes: Counter,
     refused_services: Gauge,
+    restore_failures: Family<OfFamily, Counter>,
+    partial_restore_failures: Family<OfFamily, Counter>,
+    iptables_rules: Family<OfTable, Gauge>,
+    last_iptables_rules: Family<OfTable, Gauge>,
     conntrack_sync: Durations,
     conntrack_deleted: Family<OfFamily, Counter>,
     /// Answers of `/healthz`.
@@ -88,11 +102,19 @@ pub struct Metrics {
     pub livez: Family<OfCode, Counter>,
 }
 
-impl Default for Metrics {
-    fn default() -> Metrics {
+fn now() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}
+
+impl Metrics {
+    /// Those of a mode.
+    pub fn new(mode: Mode) -> Metrics {
         let durations = || Family::new_with_constructor(sync_duration as fn() -> Histogram);
         let programming = programming_duration as fn() -> Histogram;
         Metrics {
+            mode,
             sync: durations(),
             full_sync: durations(),
             partial_sync: durations(),
@@ -108,21 +130,47 @@ impl Default for Metrics {
             no_local_endpoints: Family::default(),
             element_changes: Counter::default(),
             refused_services: Gauge::default(),
+            restore_failures: Family::default(),
+            partial_restore_failures: Family::default(),
+            iptables_rules: Family::default(),
+            last_iptables_rules: Family::default(),
             conntrack_sync: durations(),
             conntrack_deleted: Family::default(),
             healthz: Family::default(),
             livez: Family::default(),
         }
     }
-}
 
-fn now() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
-}
+    /// What makes the rules.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
 
-impl Metrics {
+    /// `iptables-restore` failed.
+    pub fn restore_failed(&self, family: AddressFamily) {
+        self.restore_failures.get_or_create(&family.into()).inc();
+    }
+
+    /// The change that it failed at was one of some Services.
+    pub fn partial_restore_failed(&self, family: AddressFamily) {
+        let failures = self.partial_restore_failures.get_or_create(&family.into());
+        failures.inc();
+    }
+
+    /// How many rules a table of iptables has of the proxy's.
+    pub fn set_iptables_rules(&self, family: AddressFamily, table: Table, rules: usize) {
+        let gauge = self.iptables_rules.get_or_create(&of_table(family, table));
+        gauge.set(rules as i64);
+    }
+
+    /// How many of them were given to the kernel the last time.
+    pub fn set_last_iptables_rules(&self, family: AddressFamily, table: Table, rules: usize) {
+        let gauge = self
+            .last_iptables_rules
+            .get_or_create(&of_table(family, table));
+        gauge.set(rules as i64);
+    }
+
     /// A Service changed, or its endpoints did.
     pub fn queued(&self, is_service: bool) {
         for family in [AddressFamily::Ip, AddressFamily::Ip6] {
@@ -176,7 +224,12 @@ impl Metrics {
         }
         self.last_sync.get_or_create(&family.into()).set(now());
         // They are told from the start, as 0.
-        for failures in [&self.failures, &self.cleanup_failures] {
+        for failures in [
+            &self.failures,
+            &self.cleanup_failures,
+            &self.restore_failures,
+            &self.partial_restore_failures,
+        ] {
             drop(failures.get_or_create(&family.into()));
         }
         self.element_changes.inc_by(elements as u64);
@@ -198,6 +251,43 @@ impl Metrics {
         durations.observe(took.as_secs_f64());
         let count = self.conntrack_deleted.get_or_create(&family.into());
         count.inc_by(deleted as u64);
+    }
+
+    /// What only one mode has.
+    fn register_of_mode(&self, rules: &mut Registry) {
+        if self.mode == Mode::Nftables {
+            rules.register(
+                "nftables_cleanup_failures",
+                "None: what is stale goes with the transaction that makes it so",
+                self.cleanup_failures.clone(),
+            );
+            rules.register(
+                "nftables_sync_failures",
+                "Services that the kernel refused",
+                self.failures.clone(),
+            );
+            return;
+        }
+        rules.register(
+            "iptables_restore_failures",
+            "Failures of iptables-restore",
+            self.restore_failures.clone(),
+        );
+        rules.register(
+            "iptables_partial_restore_failures",
+            "Failures of iptables-restore with changed Services alone",
+            self.partial_restore_failures.clone(),
+        );
+        rules.register(
+            "iptables_total",
+            "Rules of the proxy's",
+            self.iptables_rules.clone(),
+        );
+        rules.register(
+            "iptables_last",
+            "Rules that were given to the kernel the last time",
+            self.last_iptables_rules.clone(),
+        );
     }
 
     /// The Prometheus text.
@@ -225,16 +315,7 @@ impl Metrics {
             "Changes of EndpointSlices that aren't in the rules yet",
             self.endpoints_pending.clone(),
         );
-        rules.register(
-            "nftables_cleanup_failures",
-            "None: what is stale goes with the transaction that makes it so",
-            self.cleanup_failures.clone(),
-        );
-        rules.register(
-            "nftables_sync_failures",
-            "Services that the kernel refused",
-            self.failures.clone(),
-        );
+        self.register_of_mode(rules);
         rules.register(
             "last_timestamp_seconds",
             "Last change of the rules",
@@ -305,6 +386,13 @@ impl Metrics {
         // Writing to a string can't fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
         text
+    }
+}
+
+fn of_table(family: AddressFamily, table: Table) -> OfTable {
+    OfTable {
+        table: table.name(),
+        ip_family: OfFamily::from(family).ip_family,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Kernel settings without which no packet of a Service arrives.
 
-use crate::config::{Config, ConntrackSettings, DetectLocal};
+use crate::config::{Config, ConntrackSettings, DetectLocal, Mode};
+use crate::iptables::settings::serves_localhost;
 use std::path::Path;
 use std::time::Duration;
 
@@ -29,6 +30,17 @@ pub fn prepare(config: &mut Config) {
     }
     if config.bridge.is_some() && enable_bridge_filtering() {
         config.bridge = None;
+    }
+    if let Mode::Iptables(settings) = config.mode {
+        if serves_localhost(settings, config) {
+            // Else the kernel drops what comes from loopback and goes elsewhere.
+            ensure("net.ipv4.conf.all.route_localnet", "1");
+        }
+        if let Some(bridge) = &config.bridge {
+            tracing::warn!(
+                "the kernel has no br_netfilter: a pod on {bridge} can't reach another on it through a Service; mode nftables could"
+            );
+        }
     }
 }
 
@@ -63,6 +75,12 @@ pub fn enable_bridge_filtering() -> bool {
         ensure("net.bridge.bridge-nf-call-ip6tables", "1");
     }
     exists
+}
+
+/// Whether connection tracking takes TCP packets out of window for valid.
+pub fn takes_packets_out_of_window() -> bool {
+    std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
+        .is_ok_and(|text| text.trim() != "0")
 }
 
 /// Sets connection tracking's limits. A larger limit that is there already stays.

@@ -1,14 +1,17 @@
 //! The thread that turns the API's changes into transactions.
 
-use crate::config::{Config, Progress};
+use crate::config::{Config, Mode, Progress};
+use crate::conntrack::{self, Served};
 use crate::events::Events;
+use crate::family::{self, FamilyRules, Outcome};
 use crate::health::{Health, ServiceHealth};
+use crate::iptables::FamilyChains;
 use crate::metrics::Metrics;
 use crate::service::{Change, NodeFacts, ResolvedService, ServiceName, SliceName, Tracker};
 use crate::source::{Kind, Update};
-use crate::table::{FamilyTable, Outcome};
-use crate::{conntrack, sysctl};
-use linux::nftables::{BatchError, Family, Socket};
+use crate::sysctl;
+use crate::table::FamilyTable;
+use linux::nftables::{Family, Socket};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
@@ -26,20 +29,32 @@ pub enum Error {
     /// There is no netlink socket to be had.
     #[error("open the netfilter socket: {0}")]
     Socket(#[source] linux::Error),
-    /// Not even the table could be made.
-    #[error("make table {family} {table}: {source}", table = crate::ruleset::TABLE)]
-    Table {
-        /// Its family.
+    /// A family's rules can't be made at all.
+    #[error("make the rules of {family}: {source}")]
+    Rules {
+        /// Which.
         family: Family,
-        /// The kernel's words.
-        source: BatchError,
+        /// Why.
+        source: family::Error,
     },
 }
 
-/// A Service that the kernel refused: when it is tried again.
+/// What the kernel refused: when it is tried again.
 struct Retry {
     at: Instant,
     delay: Duration,
+}
+
+impl Retry {
+    /// After a failure, and after another one before it.
+    fn after(before: Option<&Retry>) -> Retry {
+        let delay = before.map_or(SHORTEST_RETRY, |retry| retry.delay * 2);
+        let delay = delay.min(LONGEST_RETRY);
+        Retry {
+            at: Instant::now() + delay,
+            delay,
+        }
+    }
 }
 
 /// All state of the proxy.
@@ -47,9 +62,13 @@ pub struct Worker {
     config: Config,
     socket: Socket,
     tracker: Tracker,
-    tables: Vec<FamilyTable>,
+    families: Vec<Box<dyn FamilyRules>>,
     listed: HashSet<Kind>,
     retries: BTreeMap<ServiceName, Retry>,
+    /// When a family whose rules couldn't be changed is tried again.
+    whole_retry: Option<Retry>,
+    /// When it is next checked whether others took the rules away.
+    next_check: Option<Instant>,
     health: Health,
     metrics: Metrics,
     events: Events,
@@ -77,17 +96,28 @@ impl Worker {
         let socket = Socket::open().map_err(Error::Socket)?;
         sysctl::prepare(&mut config);
         let node = NodeFacts::named(&config.node_name);
-        let tables = [Family::Ip, Family::Ip6]
-            .into_iter()
-            .map(|family| FamilyTable::new(family, &config, &node))
-            .collect();
+        let rules = |family| -> Box<dyn FamilyRules> {
+            match config.mode {
+                Mode::Nftables => Box::new(FamilyTable::new(family, &config, &node)),
+                Mode::Iptables(settings) => Box::new(FamilyChains::new(
+                    family,
+                    settings,
+                    &config,
+                    &node,
+                    metrics.clone(),
+                )),
+            }
+        };
+        let families = [Family::Ip, Family::Ip6].map(rules).into();
         Ok(Worker {
             config,
             socket,
             tracker: Tracker::new(node),
-            tables,
+            families,
             listed: HashSet::new(),
             retries: BTreeMap::new(),
+            whole_retry: None,
+            next_check: None,
             health,
             metrics,
             events,
@@ -103,7 +133,7 @@ impl Worker {
     /// Takes news until their senders are gone. Changes that came while a transaction was made go into the next one.
     ///
     /// # Errors
-    /// [`Error::Table`], if the table can't be made at the start.
+    /// [`Error::Rules`], if the rules can't be made at the start.
     pub fn run(&mut self, updates: &Receiver<Update>) -> Result<(), Error> {
         loop {
             let mut since = None;
@@ -128,7 +158,8 @@ impl Worker {
     }
 
     fn next_wake(&self) -> Duration {
-        let next = self.retries.values().map(|retry| retry.at).min();
+        let retries = self.retries.values().chain(&self.whole_retry);
+        let next = retries.map(|retry| retry.at).chain(self.next_check).min();
         next.map_or(FOREVER, |at| at.saturating_duration_since(Instant::now()))
     }
 
@@ -216,10 +247,19 @@ impl Worker {
         }
         let changed = self.tracker.take_changed();
         self.follow_node();
-        if changed.is_empty() && self.started {
-            self.metrics.nothing_pending();
-            self.triggers.clear();
-            self.health.synced();
+        self.check_rules(now);
+        let pending = self.families.iter().any(|rules| rules.is_pending());
+        let waits = pending
+            && self
+                .whole_retry
+                .as_ref()
+                .is_some_and(|retry| retry.at > now);
+        if changed.is_empty() && self.started && (waits || !pending) {
+            if !waits {
+                self.metrics.nothing_pending();
+                self.triggers.clear();
+                self.health.synced();
+            }
             return Ok(());
         }
         let outcome = if self.started {
@@ -240,57 +280,65 @@ impl Worker {
         if !self.started {
             return;
         }
-        for table in &mut self.tables {
-            if let Err(error) = table.set_node(&mut self.socket, self.tracker.node(), &self.config)
+        for rules in &mut self.families {
+            if let Err(error) = rules.set_node(&mut self.socket, self.tracker.node(), &self.config)
             {
                 tracing::error!(%error, "what the Node says could not be put into the rules");
             }
         }
     }
 
-    /// The first transaction. A kernel without IPv6 has only the other table.
+    /// Looks whether others took the rules away, if it is time to.
+    fn check_rules(&mut self, now: Instant) {
+        let Mode::Iptables(settings) = self.config.mode else {
+            return;
+        };
+        if self.started && self.next_check.is_some_and(|at| at <= now) {
+            self.families.iter_mut().for_each(|rules| rules.check());
+            self.next_check = None;
+        }
+        self.next_check.get_or_insert(now + settings.sync_period);
+    }
+
+    /// The first transaction. A kernel without IPv6 has only the other family's rules.
     fn start(&mut self, changed: &BTreeSet<ServiceName>) -> Result<Outcome, Error> {
         let mut outcome = Outcome::default();
-        let mut tables = std::mem::take(&mut self.tables);
-        for table in &mut tables {
-            let family = table.model().family();
+        let mut families = std::mem::take(&mut self.families);
+        for rules in &mut families {
             // The Node came with the first list.
-            table.expect_node(self.tracker.node(), &self.config);
-            table
+            rules.expect_node(self.tracker.node(), &self.config);
+            let family = rules.family();
+            rules
                 .adopt(&mut self.socket)
-                .map_err(|source| Error::Table { family, source })?;
+                .map_err(|source| Error::Rules { family, source })?;
         }
         for name in changed {
             let resolved = self.tracker.resolve(name);
             self.check(name, resolved.as_ref());
-            for table in &mut tables {
+            for rules in &mut families {
                 outcome
                     .waiting
-                    .extend(table.expect(name, resolved.as_ref()));
+                    .extend(rules.expect(name, resolved.as_ref()));
             }
         }
-        for mut table in tables {
-            let family = table.model().family();
+        let all: Vec<_> = changed
+            .iter()
+            .map(|name| (name.clone(), Vec::new()))
+            .collect();
+        for mut rules in families {
+            let family = rules.family();
             let begun = Instant::now();
-            match table.start(&mut self.socket) {
+            match rules.start(&mut self.socket) {
                 Ok(part) => {
-                    self.metrics
-                        .synced(family, true, begun.elapsed(), part.changes);
-                    let all: Vec<_> = changed.iter().map(|name| (name.clone(), None)).collect();
-                    let begun = Instant::now();
-                    let deleted = conntrack::delete_stale(&mut self.socket, &table, &all);
-                    self.metrics
-                        .conntrack_synced(family, begun.elapsed(), deleted);
-                    part.failures
-                        .iter()
-                        .for_each(|_| self.metrics.refused(family));
+                    self.count(&*rules, &part, begun);
+                    self.delete_stale(&*rules, &all);
                     outcome.join(part);
-                    self.tables.push(table);
+                    self.families.push(rules);
                 }
-                Err(error) if family == Family::Ip6 && !table.is_needed() => {
-                    tracing::warn!(%error, "no table for IPv6 could be made; going on without");
+                Err(error) if family == Family::Ip6 && rules.services() == 0 => {
+                    tracing::warn!(%error, "no rules for IPv6 could be made; going on without");
                 }
-                Err(source) => return Err(Error::Table { family, source }),
+                Err(source) => return Err(Error::Rules { family, source }),
             }
         }
         self.started = true;
@@ -305,26 +353,40 @@ impl Worker {
             self.check(name, resolved.as_ref());
         }
         let mut outcome = Outcome::default();
-        for table in &mut self.tables {
-            let family = table.model().family();
+        let mut families = std::mem::take(&mut self.families);
+        for rules in &mut families {
             let begun = Instant::now();
             let changes = resolved
                 .iter()
                 .map(|(name, resolved)| (name, resolved.as_ref()))
                 .collect();
-            let part = table.apply(&mut self.socket, changes);
-            self.metrics
-                .synced(family, false, begun.elapsed(), part.changes);
-            part.failures
-                .iter()
-                .for_each(|_| self.metrics.refused(family));
-            let begun = Instant::now();
-            let deleted = conntrack::delete_stale(&mut self.socket, table, &part.before);
-            self.metrics
-                .conntrack_synced(family, begun.elapsed(), deleted);
+            let part = rules.apply(&mut self.socket, changes);
+            self.count(&**rules, &part, begun);
+            self.delete_stale(&**rules, &part.before);
             outcome.join(part);
         }
+        self.families = families;
         outcome
+    }
+
+    fn count(&self, rules: &dyn FamilyRules, part: &Outcome, begun: Instant) {
+        let family = rules.family();
+        self.metrics
+            .synced(family, part.whole, begun.elapsed(), part.changes);
+        part.failures
+            .iter()
+            .for_each(|_| self.metrics.refused(family));
+    }
+
+    /// Deletes the connections that changes left behind, once the kernel holds the rules.
+    fn delete_stale(&mut self, rules: &dyn FamilyRules, before: &[(ServiceName, Vec<Served>)]) {
+        if rules.is_pending() {
+            return;
+        }
+        let begun = Instant::now();
+        let deleted = conntrack::delete_stale(&mut self.socket, rules, before);
+        self.metrics
+            .conntrack_synced(rules.family(), begun.elapsed(), deleted);
     }
 
     /// Follows a Service's health check.
@@ -370,18 +432,8 @@ impl Worker {
                 reason = failure.reason,
                 "the kernel refused a Service's rules"
             );
-            let delay = self
-                .retries
-                .get(&failure.service)
-                .map_or(SHORTEST_RETRY, |retry| retry.delay * 2);
-            let delay = delay.min(LONGEST_RETRY);
-            self.retries.insert(
-                failure.service.clone(),
-                Retry {
-                    at: Instant::now() + delay,
-                    delay,
-                },
-            );
+            let retry = Retry::after(self.retries.get(&failure.service));
+            self.retries.insert(failure.service.clone(), retry);
         }
         for name in outcome.waiting {
             self.retries.insert(
@@ -393,6 +445,11 @@ impl Worker {
             );
         }
         self.metrics.set_refused(self.retries.len());
+        if self.families.iter().any(|rules| rules.is_pending()) {
+            self.whole_retry = Some(Retry::after(self.whole_retry.as_ref()));
+            return;
+        }
+        self.whole_retry = None;
         self.metrics.nothing_pending();
         for (ipv6, triggered) in std::mem::take(&mut self.triggers) {
             let family = if ipv6 { Family::Ip6 } else { Family::Ip };
@@ -400,30 +457,42 @@ impl Worker {
             let ago = triggered.elapsed().unwrap_or_default();
             self.metrics.programmed(family, ago);
         }
-        for table in &self.tables {
-            let model = table.model();
+        for rules in &self.families {
             self.metrics
-                .set_no_local_endpoints(model.family(), model.without_local());
+                .set_no_local_endpoints(rules.family(), rules.without_local());
         }
         self.health.synced();
+        if !self.progress.synced() {
+            self.end_other_mode();
+        }
         self.progress = Progress {
             transactions: self.progress.transactions + 1,
             last_changes: outcome.changes,
             last_duration: since.elapsed(),
             services: self
-                .tables
+                .families
                 .iter()
-                .map(|table| table.model().services().count())
+                .map(|rules| rules.services())
                 .max()
                 .unwrap_or(0),
             failed_services: self.retries.len(),
         };
         let local = self
-            .tables
+            .families
             .iter()
-            .flat_map(|table| table.model().local_addresses());
+            .flat_map(|rules| rules.local_addresses());
         self.config.report_local_endpoints(&local.collect());
         self.config.report(self.progress);
+    }
+
+    /// The rules of iptables stand: those that nftables mode left serve no more.
+    fn end_other_mode(&mut self) {
+        if self.config.mode == Mode::Nftables {
+            return;
+        }
+        if let Err(error) = crate::table::delete_tables(&mut self.socket) {
+            tracing::warn!(%error, "the rules of nftables mode could not be deleted");
+        }
     }
 
     /// Deletes the rules, if the configuration says so.
@@ -431,7 +500,11 @@ impl Worker {
         if !self.config.cleanup_on_exit {
             return;
         }
-        if let Err(error) = crate::table::delete_tables(&mut self.socket) {
+        let deleted = match self.config.mode {
+            Mode::Nftables => crate::table::delete_tables(&mut self.socket).map_err(Into::into),
+            Mode::Iptables(_) => crate::iptables::delete(&mut self.socket),
+        };
+        if let Err(error) = deleted {
             tracing::error!(%error, "the rules could not be deleted");
         }
     }

@@ -63,6 +63,10 @@ pub struct Rules {
     pub masquerade_all: bool,
     pub masquerade_bit: Option<i32>,
     pub min_sync_period: Option<String>,
+    pub sync_period: Option<String>,
+    /// Of `iptables` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub localhost_node_ports: Option<bool>,
 }
 
 fn null_is_default<'de, D, T>(from: D) -> Result<T, D::Error>

@@ -1,7 +1,7 @@
 //! kube-proxy's flags. As upstream, with `--config` the file alone counts, but for `--hostname-override`.
 
 use super::file::Rules;
-use super::{Error, KubeProxyConfiguration, Loaded};
+use super::{Error, KubeProxyConfiguration, Loaded, duration};
 use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ pub struct Flags {
     /// Name of this node; the host's name if not given.
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
-    /// nftables.
+    /// nftables, which an empty mode means too, or iptables, which runs iptables-restore.
     #[arg(long, value_name = "MODE", default_value = "")]
     pub proxy_mode: String,
     /// Addresses of the cluster's pods, which are not masqueraded.
@@ -48,6 +48,9 @@ pub struct Flags {
     /// The shortest time between two changes of the rules.
     #[arg(long, value_name = "DURATION", alias = "nftables-min-sync-period")]
     pub iptables_min_sync_period: Option<String>,
+    /// How often iptables mode checks whether others took its rules away.
+    #[arg(long, value_name = "DURATION", alias = "nftables-sync-period")]
+    pub iptables_sync_period: Option<String>,
     /// An address of the family in which /healthz and /metrics answer by default.
     #[arg(long, value_name = "ADDRESS", default_value = "")]
     pub bind_address: String,
@@ -105,6 +108,8 @@ pub struct Switches {
     pub conntrack_tcp_be_liberal: bool,
     /// Remove all rules, and end.
     pub cleanup: bool,
+    /// NodePorts answer on 127.0.0.1, in iptables mode.
+    pub iptables_localhost_nodeports: Option<bool>,
     /// Set what needs all of root's rights, and end.
     pub init_only: bool,
 }
@@ -121,6 +126,8 @@ const SWITCHES: [(&str, &str); 4] = [
         "Set the kernel's settings, which takes root, and end; afterwards CAP_NET_ADMIN is enough",
     ),
 ];
+
+const LOCALHOST: &str = "iptables-localhost-nodeports";
 
 fn switch(name: &'static str) -> Arg {
     Arg::new(name)
@@ -140,16 +147,15 @@ fn switch(name: &'static str) -> Arg {
 #[derive(Debug, Clone, Default)]
 struct Ignored;
 
-const IGNORED_SWITCHES: [&str; 6] = [
+const IGNORED_SWITCHES: [&str; 5] = [
     "bind-address-hard-fail",
     "profiling",
-    "iptables-localhost-nodeports",
     "ipvs-strict-arp",
     "log-text-split-stream",
     "log-json-split-stream",
 ];
 
-const IGNORED_VALUES: [&str; 21] = [
+const IGNORED_VALUES: [&str; 19] = [
     "config-sync-period",
     "feature-gates",
     "ipvs-exclude-cidrs",
@@ -159,7 +165,6 @@ const IGNORED_VALUES: [&str; 21] = [
     "ipvs-tcp-timeout",
     "ipvs-tcpfin-timeout",
     "ipvs-udp-timeout",
-    "iptables-sync-period",
     "kube-api-burst",
     "kube-api-content-type",
     "kube-api-qps",
@@ -167,7 +172,6 @@ const IGNORED_VALUES: [&str; 21] = [
     "log-json-info-buffer-size",
     "log-text-info-buffer-size",
     "logging-format",
-    "nftables-sync-period",
     "show-hidden-metrics-for-version",
     "v",
     "vmodule",
@@ -175,7 +179,11 @@ const IGNORED_VALUES: [&str; 21] = [
 
 impl Args for Switches {
     fn augment_args(command: Command) -> Command {
-        command.args(SWITCHES.map(|(name, help)| switch(name).help(help)))
+        let localhost = switch(LOCALHOST)
+            .help("Serve NodePorts on 127.0.0.1 too, in iptables mode; true if not given");
+        command
+            .args(SWITCHES.map(|(name, help)| switch(name).help(help)))
+            .arg(localhost.default_value(None::<&str>))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -190,6 +198,7 @@ impl FromArgMatches for Switches {
             masquerade_all: on("masquerade-all"),
             conntrack_tcp_be_liberal: on("conntrack-tcp-be-liberal"),
             cleanup: on("cleanup"),
+            iptables_localhost_nodeports: matches.get_one::<bool>(LOCALHOST).copied(),
             init_only: on("init-only"),
         })
     }
@@ -238,6 +247,11 @@ impl Flags {
         loaded.kubeconfig = loaded.kubeconfig.or_else(|| self.kubeconfig.clone());
         loaded.master.clone_from(&self.master);
         if self.config.is_none() {
+            // A file's zero is nothing said, a flag's is.
+            if let Some(period) = &self.iptables_min_sync_period {
+                let period = duration("--iptables-min-sync-period", Some(period))?;
+                loaded.config.min_sync_period = period;
+            }
             let addresses = [
                 (&mut loaded.config.healthz_address, self.healthz_port),
                 (&mut loaded.config.metrics_address, self.metrics_port),
@@ -295,8 +309,13 @@ impl Flags {
             masquerade_all: self.switches.masquerade_all,
             masquerade_bit: self.iptables_masquerade_bit,
             min_sync_period: self.iptables_min_sync_period.clone(),
+            sync_period: self.iptables_sync_period.clone(),
+            localhost_node_ports: None,
         };
-        file.iptables = file.nftables.clone();
+        file.iptables = Rules {
+            localhost_node_ports: self.switches.iptables_localhost_nodeports,
+            ..file.nftables.clone()
+        };
         if let Some(kubeconfig) = &self.kubeconfig {
             file.client_connection.kubeconfig = kubeconfig.display().to_string();
         }

@@ -1,5 +1,5 @@
 //! kube-proxy's configuration: the `KubeProxyConfiguration` file and the flags, as far as they make sense on Linux with
-//! nftables. What only another mode or system uses is read over.
+//! nftables or iptables. What only another mode or system uses is read over.
 
 mod file;
 mod flags;
@@ -7,7 +7,9 @@ mod flags;
 pub use file::KubeProxyConfiguration;
 pub use flags::Flags;
 
-use crate::config::{Config, ConntrackSettings, DetectLocal, NodePortAddresses};
+use crate::config::{
+    Config, ConntrackSettings, DetectLocal, IptablesSettings, Mode, NodePortAddresses,
+};
 use ipnet::IpNet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -65,7 +67,7 @@ impl KubeProxyConfiguration {
     /// # Errors
     /// [`Error::Field`] for a mode that isn't there, an address or a network that can't be parsed.
     pub fn load(&self, host_name: &str) -> Result<Loaded, Error> {
-        check_mode(&self.mode)?;
+        let mode = self.mode()?;
         let (field, rules) = self.rules();
         let bit = rules.masquerade_bit.unwrap_or(14);
         let masquerade_bit = u8::try_from(bit).ok().filter(|bit| *bit < 32);
@@ -82,13 +84,20 @@ impl KubeProxyConfiguration {
         if !(-1000..=1000).contains(&oom_score_adj) {
             return Err(Error::field("oomScoreAdj", "must be from -1000 to 1000"));
         }
+        let mut min_sync_period =
+            duration(field.min_sync_period, rules.min_sync_period.as_deref())?;
+        if min_sync_period.is_zero() && mode != Mode::Nftables {
+            // Upstream's default: a run of iptables-restore costs more than a transaction.
+            min_sync_period = Duration::from_secs(1);
+        }
         let config = Config {
-            detect_local: self.detect_local()?,
+            mode,
+            detect_local: self.detect_local(mode)?,
             masquerade_all: rules.masquerade_all,
             masquerade_bit: masquerade_bit
                 .ok_or_else(|| Error::field(field.masquerade_bit, "must be from 0 to 31"))?,
             node_port_addresses: node_port_addresses(&self.mode, &self.node_port_addresses)?,
-            min_sync_period: duration(field.min_sync_period, rules.min_sync_period.as_deref())?,
+            min_sync_period,
             bridge: (!self.detect_local.bridge_interface.is_empty())
                 .then(|| self.detect_local.bridge_interface.clone()),
             healthz_address: address(
@@ -138,8 +147,56 @@ impl KubeProxyConfiguration {
         Ok(name)
     }
 
-    fn detect_local(&self) -> Result<DetectLocal, Error> {
+    /// Upstream's default mode is iptables; which one does the work is not seen from outside, so that here nftables does
+    /// it for an empty mode, by iptables' settings and defaults.
+    fn mode(&self) -> Result<Mode, Error> {
+        match self.mode.as_str() {
+            "" | "nftables" => Ok(Mode::Nftables),
+            "iptables" => {
+                let default = IptablesSettings::default();
+                let period = self.iptables.sync_period.as_deref();
+                let period = duration("iptables.syncPeriod", period)?;
+                Ok(Mode::Iptables(IptablesSettings {
+                    sync_period: if period.is_zero() {
+                        default.sync_period
+                    } else {
+                        period
+                    },
+                    localhost_node_ports: self
+                        .iptables
+                        .localhost_node_ports
+                        .unwrap_or(default.localhost_node_ports),
+                }))
+            }
+            "ipvs" => Err(Error::field(
+                "mode",
+                "ipvs is not there: use nftables (Linux 5.13 and later) or iptables, or leave it empty",
+            )),
+            "userspace" => Err(Error::field(
+                "mode",
+                "userspace was removed from Kubernetes in 1.26: use nftables",
+            )),
+            other => Err(Error::field(
+                "mode",
+                format!("{other:?} is unknown: use nftables or iptables"),
+            )),
+        }
+    }
+
+    fn detect_local(&self, mode: Mode) -> Result<DetectLocal, Error> {
         let networks = parse_networks("clusterCIDR", self.cluster_cidr.split(','))?;
+        let of_family = |ipv6: bool| {
+            networks
+                .iter()
+                .filter(|n| n.addr().is_ipv6() == ipv6)
+                .count()
+        };
+        if mode != Mode::Nftables && (of_family(false) > 1 || of_family(true) > 1) {
+            return Err(Error::field(
+                "clusterCIDR",
+                "mode iptables takes one network of each family: name one that holds all pods, or use nftables",
+            ));
+        }
         match self.detect_local_mode.as_str() {
             "" | "ClusterCIDR" if networks.is_empty() => Ok(DetectLocal::Unknown),
             "" | "ClusterCIDR" => Ok(DetectLocal::Networks(networks)),
@@ -194,26 +251,6 @@ fn interface(field: &'static str, name: &str) -> Result<(), Error> {
             "{name:?} is no interface's name: detectLocalMode needs one of 1 to {LONGEST} bytes"
         ),
     ))
-}
-
-/// Upstream's default mode is iptables; which one does the work is not seen from outside, so that here nftables does it
-/// for an empty mode, by iptables' settings and defaults.
-fn check_mode(mode: &str) -> Result<(), Error> {
-    match mode {
-        "" | "nftables" => Ok(()),
-        "iptables" | "ipvs" => Err(Error::field(
-            "mode",
-            format!("{mode} is not there: use nftables (Linux 5.13 and later), or leave it empty"),
-        )),
-        "userspace" => Err(Error::field(
-            "mode",
-            "userspace was removed from Kubernetes in 1.26: use nftables",
-        )),
-        other => Err(Error::field(
-            "mode",
-            format!("{other:?} is unknown: use nftables"),
-        )),
-    }
 }
 
 fn parse_networks<'a>(

@@ -306,3 +306,56 @@ fn durations_are_gos() {
         (None, None, None)
     );
 }
+
+#[test]
+fn mode_iptables_has_upstreams_settings_and_defaults() {
+    let config = |arguments: &[&str]| loaded(arguments).expect("a configuration").config;
+    let plain = config(&["--proxy-mode=iptables"]);
+    assert_eq!(plain.mode, Mode::Iptables(IptablesSettings::default()));
+    assert_eq!(plain.min_sync_period, Duration::from_secs(1));
+    assert_eq!(plain.node_port_addresses, NodePortAddresses::All);
+    let told = config(&[
+        "--proxy-mode=iptables",
+        "--iptables-sync-period=5s",
+        "--iptables-min-sync-period=0s",
+        "--iptables-localhost-nodeports=false",
+        "--iptables-masquerade-bit=15",
+    ]);
+    let own = IptablesSettings {
+        sync_period: Duration::from_secs(5),
+        localhost_node_ports: false,
+    };
+    assert_eq!(told.mode, Mode::Iptables(own));
+    assert_eq!(
+        (told.min_sync_period, told.masquerade_bit),
+        (Duration::ZERO, 15)
+    );
+    let file = FILE
+        .replace("mode: nftables", "mode: iptables")
+        .replace("localhostNodePorts: null", "localhostNodePorts: false");
+    let file = KubeProxyConfiguration::parse(&file).and_then(|file| file.load("host"));
+    let file = file.expect("a configuration").config;
+    let own = IptablesSettings {
+        localhost_node_ports: false,
+        ..IptablesSettings::default()
+    };
+    assert_eq!(file.mode, Mode::Iptables(own));
+    assert_eq!(
+        file.min_sync_period,
+        Duration::from_secs(1),
+        "a file's zero is upstream's default"
+    );
+    let networks = "--cluster-cidr=10.0.0.0/16,10.1.0.0/16,fd00::/48";
+    let problem = loaded(&["--proxy-mode=iptables", networks]).expect_err("two of one family");
+    assert!(
+        problem
+            .to_string()
+            .starts_with("clusterCIDR: mode iptables takes one"),
+        "{problem}"
+    );
+    assert!(loaded(&["--proxy-mode=nftables", networks]).is_ok());
+    let problem = loaded(&["--proxy-mode=ipvs"])
+        .expect_err("not there")
+        .to_string();
+    assert!(problem.starts_with("mode: ipvs is not there"), "{problem}");
+}

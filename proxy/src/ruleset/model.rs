@@ -175,7 +175,7 @@ impl Model {
         }
         port.external
             .retain(|frontend| self.claim(name, Claim::Frontend(*frontend)));
-        port.restricted
+        port.balanced
             .retain(|frontend| port.external.contains(frontend));
         port.node_port = port
             .node_port

@@ -2,8 +2,9 @@
 
 use super::element::{Entry, Handle, Key, ListId, SetName, Value};
 use super::layout::Slots;
+use crate::conntrack::Served;
 use crate::service::{Frontend, Protocol, ServicePort};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -86,7 +87,7 @@ impl PortState {
             Key::Address(port.cluster_ip.address),
             Value::None,
         );
-        for frontend in &port.restricted {
+        for frontend in port.restricted() {
             add(
                 SetName::RestrictedServices,
                 Key::Frontend(*frontend),
@@ -118,7 +119,7 @@ impl PortState {
             return;
         }
         self.frontend_entries(&mut add);
-        if self.uses_cluster() {
+        if port.uses_cluster() {
             self.cluster.entries(&mut add);
         }
         if let Some(local) = &self.local {
@@ -150,44 +151,28 @@ impl PortState {
         if let Some(node_port) = port.node_port {
             add(node_ports, Key::NodePort(port.protocol, node_port), all);
         }
-        let from_outside = !port.external.is_empty() || port.node_port.is_some();
-        if let (true, true, Some(local)) = (port.external_local, from_outside, local) {
+        if let (true, true, Some(local)) = (port.external_local, port.is_external(), local) {
             let list = self.cluster.id().without_class();
             add(SetName::LocalLists, Key::List(list), Value::List(local));
         }
     }
 
-    /// Whether any frontend leads to endpoints on other nodes, too.
-    pub(super) fn uses_cluster(&self) -> bool {
-        let port = &self.port;
-        !port.internal_local || !port.external.is_empty() || port.node_port.is_some()
-    }
-
-    /// The endpoints on this node that get traffic, but for those that get it only because all of their list terminate:
-    /// the rules won't take it from them. Each list is judged alone, for the last endpoint on this node under a Local
-    /// policy keeps that traffic, whatever other nodes have.
     pub(super) fn local_addresses(&self) -> BTreeSet<IpAddr> {
-        let port = &self.port;
-        if port.on_node.is_empty() {
+        let filled = |list: &List| -> Vec<SocketAddr> {
+            list.slots.filled().map(|(_, address)| address).collect()
+        };
+        if self.port.on_node.is_empty() {
             return BTreeSet::new();
         }
-        let cluster = (!port.cluster_draining && self.uses_cluster()).then_some(&self.cluster);
-        let local = self.local.as_deref().filter(|_| !port.local_draining);
-        let lists = cluster.into_iter().chain(local);
-        let used = lists
-            .flat_map(|list| list.slots.filled())
-            .map(|(_, address)| address.ip());
-        used.filter(|address| port.on_node.binary_search(address).is_ok())
-            .collect()
+        let local = self.local.as_deref().map(filled).unwrap_or_default();
+        self.port
+            .local_addresses(filled(&self.cluster).into_iter(), local.into_iter())
     }
 
-    /// Whether traffic that stays on the node finds no endpoint here, though there is one elsewhere: 1 or 0 for that of
-    /// internalTrafficPolicy, and of externalTrafficPolicy.
     fn without_local(&self) -> [u32; 2] {
-        let port = &self.port;
-        let is_empty = |list: &List| list.slots.filled().next().is_none();
-        let none = port.any && self.local.as_deref().is_some_and(is_empty);
-        [port.internal_local, port.external_local].map(|local| u32::from(none && local))
+        let has_any = |list: &List| list.slots.filled().next().is_some();
+        self.port
+            .without_local(self.local.as_deref().is_none_or(has_any))
     }
 
     pub(super) fn lists(&self) -> impl Iterator<Item = &List> {
@@ -236,12 +221,13 @@ impl Programmed {
         self.ports.iter().map(|state| &state.port)
     }
 
-    /// The ports with their endpoints of both lists.
-    pub fn endpoints(&self) -> impl Iterator<Item = (&ServicePort, HashSet<SocketAddr>)> {
-        self.ports.iter().map(|state| {
+    /// What its connections without a handshake may be.
+    pub fn served(&self) -> Vec<Served> {
+        let served = |state: &PortState| {
             let filled = state.lists().flat_map(|list| list.slots.filled());
-            (&state.port, filled.map(|(_, address)| address).collect())
-        })
+            Served::new(&state.port, filled.map(|(_, address)| address))
+        };
+        self.ports.iter().filter_map(served).collect()
     }
 }
 

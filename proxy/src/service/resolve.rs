@@ -33,9 +33,9 @@ pub struct ServicePort {
     pub cluster_ip: Frontend,
     /// Where others reach it: external addresses and the load balancer's.
     pub external: Vec<Frontend>,
-    /// Those of `external` that only some may use.
-    pub restricted: Vec<Frontend>,
-    /// Who may use them.
+    /// Those of `external` that are the load balancer's alone.
+    pub balanced: Vec<Frontend>,
+    /// Who may use those; all if empty.
     pub source_ranges: Vec<IpNet>,
     /// The port on the nodes' own addresses.
     pub node_port: Option<u16>,
@@ -57,6 +57,52 @@ pub struct ServicePort {
     pub cluster_draining: bool,
     /// The same of `local`.
     pub local_draining: bool,
+}
+
+impl ServicePort {
+    /// Those of its frontends that only `source_ranges` may use. As upstream, ranges of the other family alone leave
+    /// this one open.
+    pub fn restricted(&self) -> &[Frontend] {
+        if self.source_ranges.is_empty() {
+            return &[];
+        }
+        &self.balanced
+    }
+
+    /// Whether others than pods and nodes reach it.
+    pub fn is_external(&self) -> bool {
+        !self.external.is_empty() || self.node_port.is_some()
+    }
+
+    /// Whether any frontend leads to endpoints on other nodes, too.
+    pub fn uses_cluster(&self) -> bool {
+        !self.internal_local || self.is_external()
+    }
+
+    /// Of these endpoints for traffic that may go anywhere and that stays, those on this node that get it, but for those
+    /// that get it only because all of their list terminate: the rules won't take it from them. Each list is judged
+    /// alone, for the last endpoint on this node under a Local policy keeps that traffic, whatever other nodes have.
+    pub fn local_addresses(
+        &self,
+        cluster: impl Iterator<Item = SocketAddr>,
+        local: impl Iterator<Item = SocketAddr>,
+    ) -> BTreeSet<IpAddr> {
+        if self.on_node.is_empty() {
+            return BTreeSet::new();
+        }
+        let cluster = cluster.filter(|_| !self.cluster_draining && self.uses_cluster());
+        let local = local.filter(|_| !self.local_draining);
+        let used = cluster.chain(local).map(|address| address.ip());
+        used.filter(|address| self.on_node.binary_search(address).is_ok())
+            .collect()
+    }
+
+    /// Whether traffic that stays on the node finds none of its endpoints here, though there is one elsewhere: 1 or 0
+    /// for that of internalTrafficPolicy, and of externalTrafficPolicy.
+    pub fn without_local(&self, has_local: bool) -> [u32; 2] {
+        let none = self.any && !has_local;
+        [self.internal_local, self.external_local].map(|local| u32::from(none && local))
+    }
 }
 
 /// What this node does for one Service.
@@ -122,12 +168,6 @@ fn resolve_port<'a>(
     let balanced = of_family(&service.balanced_ips);
     let external = of_family(&service.external_ips);
     let source_ranges = source_ranges(service, family);
-    // As upstream: ranges of the other family alone leave this one open.
-    let restricted: Vec<Frontend> = if source_ranges.is_empty() {
-        Vec::new()
-    } else {
-        balanced.difference(&external).copied().collect()
-    };
     let candidates = candidates(slices, port, family);
     let chosen = choose(&candidates, node);
     let usable = |candidate: &&Candidate| candidate.local && (candidate.ready || candidate.serving);
@@ -148,7 +188,7 @@ fn resolve_port<'a>(
         protocol,
         cluster_ip: frontend(cluster_ip),
         external: external.union(&balanced).copied().collect(),
-        restricted,
+        balanced: balanced.difference(&external).copied().collect(),
         source_ranges,
         node_port: port.node_port,
         affinity: service.affinity,

@@ -128,7 +128,7 @@ pub fn answer_metrics(path: &str, metrics: &Metrics) -> Reply {
         "/proxyMode" => reply(
             StatusCode::OK,
             "text/plain; charset=utf-8",
-            "nftables".into(),
+            metrics.mode().name().into(),
         ),
         "/healthz" => reply(StatusCode::OK, "text/plain; charset=utf-8", "ok".into()),
         _ => reply(

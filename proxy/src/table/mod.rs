@@ -5,48 +5,16 @@ mod write;
 
 use self::write::{add_difference, add_rules};
 use crate::config::{Config, DetectLocal, NodePortAddresses};
-use crate::ruleset::model::{Difference, Found, Labelled, Programmed};
+use crate::conntrack::Served;
+use crate::family::{Changes, Error, Failure, FamilyRules, Outcome};
+use crate::ruleset::model::{Difference, Found, Labelled};
 use crate::ruleset::skeleton::{ChainRules, Skeleton};
 use crate::ruleset::{Model, SetName, TABLE};
 use crate::service::{NodeFacts, ResolvedService, ServiceName};
 use ipnet::IpNet;
 use linux::nftables::{Batch, BatchError, Family, Socket, Table};
 use std::collections::BTreeSet;
-
-/// A Service that the kernel refused, and its words.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// The Service.
-    pub service: ServiceName,
-    /// The kernel's words.
-    pub reason: String,
-}
-
-/// What became of some changes.
-#[derive(Debug, Default)]
-pub struct Outcome {
-    /// Elements that changed.
-    pub changes: usize,
-    /// What was refused; the others were applied.
-    pub failures: Vec<Failure>,
-    /// Services that waited for what is free now.
-    pub waiting: BTreeSet<ServiceName>,
-    /// What Services that changed had before.
-    pub before: Vec<(ServiceName, Option<Programmed>)>,
-}
-
-impl Outcome {
-    /// Adds what became of others.
-    pub fn join(&mut self, other: Outcome) {
-        self.changes += other.changes;
-        self.failures.extend(other.failures);
-        self.waiting.extend(other.waiting);
-        self.before.extend(other.before);
-    }
-}
-
-/// Services with what they have to be; `None` for one that is gone.
-pub type Changes<'a> = Vec<(&'a ServiceName, Option<&'a ResolvedService>)>;
+use std::net::IpAddr;
 
 /// A family's table, and the model of what it holds.
 pub struct FamilyTable {
@@ -68,86 +36,6 @@ impl FamilyTable {
             node_addresses,
             skeleton,
             model: Model::new(family),
-        }
-    }
-
-    /// What the table holds.
-    pub fn model(&self) -> &Model {
-        &self.model
-    }
-
-    /// The table as `nft list table` prints it.
-    pub fn text(&mut self) -> String {
-        self.rebuild_skeleton(BTreeSet::new());
-        crate::ruleset::text::format_table(&self.skeleton, self.model.entries())
-    }
-
-    /// Begins a start: looks how the kernel's table has laid out its endpoints, so that the Services that
-    /// [`FamilyTable::expect`] adds keep their places.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn adopt(&mut self, socket: &mut Socket) -> Result<(), BatchError> {
-        self.model.adopt(self.found(socket)?);
-        Ok(())
-    }
-
-    /// Lets the model hold a Service, without the kernel. Returns those that waited for what it had.
-    pub fn expect(
-        &mut self,
-        name: &ServiceName,
-        resolved: Option<&ResolvedService>,
-    ) -> BTreeSet<ServiceName> {
-        let next = self.model.plan(name, resolved);
-        let (_, before) = self.model.replace(name, next);
-        self.model.settle(name, before)
-    }
-
-    /// Ends a start: makes the kernel's table what the model says, whatever it holds now. An earlier proxy's elements
-    /// are kept where they are right.
-    ///
-    /// # Errors
-    /// What the kernel says to the table as such; a Service that it refuses is in the outcome.
-    pub fn start(&mut self, socket: &mut Socket) -> Result<Outcome, BatchError> {
-        self.model.adopt(Found::new());
-        self.rebuild_skeleton(BTreeSet::new());
-        let mut outcome = Outcome::default();
-        loop {
-            match self.repair(socket) {
-                Ok(changes) => {
-                    outcome.changes += changes;
-                    return Ok(outcome);
-                }
-                Err((error, services)) if services.is_empty() => return Err(error),
-                Err((error, services)) => {
-                    for service in services {
-                        let (_, before) = self.model.replace(&service, None);
-                        outcome.waiting.extend(self.model.settle(&service, before));
-                        outcome.failures.push(Failure {
-                            service,
-                            reason: error.to_string(),
-                        });
-                    }
-                }
-            }
-        }
-    }
-
-    /// Applies changes of Services in one transaction. If the kernel refuses it, the table is checked and repaired,
-    /// and what is still refused is narrowed down to single Services.
-    pub fn apply(&mut self, socket: &mut Socket, changes: Changes<'_>) -> Outcome {
-        let error = match self.try_apply(socket, &changes) {
-            Ok(outcome) => return outcome,
-            Err(error) => error,
-        };
-        tracing::warn!(%error, family = %self.table.family, "the kernel refused a change of the rules; looking what it holds");
-        let repaired = self.repair(socket);
-        if let Err((error, _)) = &repaired {
-            tracing::error!(%error, "the rules could not be repaired");
-        }
-        match self.try_apply(socket, &changes) {
-            Ok(outcome) => outcome,
-            Err(error) => self.narrow(socket, changes, &error),
         }
     }
 
@@ -207,10 +95,11 @@ impl FamilyTable {
                     changes: changed,
                     ..Outcome::default()
                 };
-                for (name, old) in &before {
-                    outcome.waiting.extend(self.model.settle(name, old.clone()));
+                for (name, old) in before {
+                    let served = old.as_ref().map(|old| old.served()).unwrap_or_default();
+                    outcome.waiting.extend(self.model.settle(&name, old));
+                    outcome.before.push((name, served));
                 }
-                outcome.before = before;
                 Ok(outcome)
             }
             Err(error) => {
@@ -280,34 +169,127 @@ impl FamilyTable {
             &affinities,
         );
     }
+}
 
-    /// What is known about the node, before the start.
-    pub fn expect_node(&mut self, node: &NodeFacts, config: &Config) {
+impl FamilyRules for FamilyTable {
+    fn family(&self) -> Family {
+        self.table.family
+    }
+
+    fn expect_node(&mut self, node: &NodeFacts, config: &Config) {
         (self.config, self.node_addresses) = for_node(node, config);
     }
 
-    /// Whether any Service has this family.
-    pub fn is_needed(&self) -> bool {
-        self.model.services().next().is_some()
+    /// So that the Services that [`FamilyRules::expect`] adds keep their places.
+    fn adopt(&mut self, socket: &mut Socket) -> Result<(), Error> {
+        let found = self.found(socket).map_err(BatchError::from)?;
+        self.model.adopt(found);
+        Ok(())
     }
 
-    /// Takes what is known about the node, and changes the chains that it concerns.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn set_node(
+    fn expect(
+        &mut self,
+        name: &ServiceName,
+        resolved: Option<&ResolvedService>,
+    ) -> BTreeSet<ServiceName> {
+        let next = self.model.plan(name, resolved);
+        let (_, before) = self.model.replace(name, next);
+        self.model.settle(name, before)
+    }
+
+    fn start(&mut self, socket: &mut Socket) -> Result<Outcome, Error> {
+        self.model.adopt(Found::new());
+        self.rebuild_skeleton(BTreeSet::new());
+        let mut outcome = Outcome {
+            whole: true,
+            ..Outcome::default()
+        };
+        loop {
+            match self.repair(socket) {
+                Ok(changes) => {
+                    outcome.changes += changes;
+                    return Ok(outcome);
+                }
+                Err((error, services)) if services.is_empty() => return Err(error.into()),
+                Err((error, services)) => {
+                    for service in services {
+                        let (_, before) = self.model.replace(&service, None);
+                        outcome.waiting.extend(self.model.settle(&service, before));
+                        outcome.failures.push(Failure {
+                            service,
+                            reason: error.to_string(),
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// One transaction. If the kernel refuses it, the table is checked and repaired, and what is still refused is
+    /// narrowed down to single Services.
+    fn apply(&mut self, socket: &mut Socket, changes: Changes<'_>) -> Outcome {
+        let error = match self.try_apply(socket, &changes) {
+            Ok(outcome) => return outcome,
+            Err(error) => error,
+        };
+        tracing::warn!(%error, family = %self.table.family, "the kernel refused a change of the rules; looking what it holds");
+        let repaired = self.repair(socket);
+        if let Err((error, _)) = &repaired {
+            tracing::error!(%error, "the rules could not be repaired");
+        }
+        match self.try_apply(socket, &changes) {
+            Ok(outcome) => outcome,
+            Err(error) => self.narrow(socket, changes, &error),
+        }
+    }
+
+    fn set_node(
         &mut self,
         socket: &mut Socket,
         node: &NodeFacts,
         config: &Config,
-    ) -> Result<(), BatchError> {
+    ) -> Result<(), Error> {
         let (config, addresses) = for_node(node, config);
         if addresses == self.node_addresses && config.detect_local == self.config.detect_local {
             return Ok(());
         }
         (self.config, self.node_addresses) = (config, addresses);
         self.rebuild_skeleton(BTreeSet::new());
-        self.repair(socket).map(drop).map_err(|(error, _)| error)
+        self.repair(socket)
+            .map(drop)
+            .map_err(|(error, _)| error.into())
+    }
+
+    /// A change that the kernel refuses tells of it.
+    fn check(&mut self) {}
+
+    fn is_pending(&self) -> bool {
+        false
+    }
+
+    fn services(&self) -> usize {
+        self.model.services().count()
+    }
+
+    fn local_addresses(&self) -> Vec<IpAddr> {
+        self.model.local_addresses().collect()
+    }
+
+    fn without_local(&self) -> [u32; 2] {
+        self.model.without_local()
+    }
+
+    fn served(&self, name: &ServiceName) -> Vec<Served> {
+        self.model
+            .get(name)
+            .map(|service| service.served())
+            .unwrap_or_default()
+    }
+
+    /// As `nft list table` prints it.
+    fn text(&mut self) -> String {
+        self.rebuild_skeleton(BTreeSet::new());
+        crate::ruleset::text::format_table(&self.skeleton, self.model.entries())
     }
 }
 

@@ -298,6 +298,11 @@ impl<P: Copy + std::fmt::Debug, E: Send + 'static> Running<P, E> {
 
     pub fn stop(self) -> Result<(), E> {
         self.shutdown.cancel();
+        self.ended()
+    }
+
+    /// What becomes of it, if it ends of itself.
+    pub fn ended(self) -> Result<(), E> {
         self.ended
             .recv_timeout(Duration::from_secs(20))
             .expect("it ends")

@@ -1,6 +1,8 @@
-//! The proxy with a real kernel: an API in memory, packets between network namespaces. Needs root and `ip`, `nft`.
+//! The proxy with a real kernel: an API in memory, packets between network namespaces. Needs root and `ip`, `nft`,
+//! `iptables`.
 
 mod api;
+mod chains;
 mod lab;
 mod measure;
 mod packets;
@@ -9,8 +11,9 @@ mod rules;
 mod serving;
 
 use api::Api;
-use lab::Namespace;
-use proxy::{Config, Progress};
+use lab::{Lab, Namespace};
+use linux::namespace::{NamespaceKind, unshare};
+use proxy::{Config, IptablesSettings, Mode, Progress};
 use serde_json::{Value, json};
 use std::net::IpAddr;
 
@@ -45,6 +48,53 @@ pub fn config() -> Config {
     Config {
         bridge: Some("orlop0".into()),
         ..Config::new("node", networks.to_vec())
+    }
+}
+
+/// What makes the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Nftables,
+    /// `iptables` as the host has it, which is the nf_tables kind on Debian.
+    Iptables,
+    /// Its older kind.
+    LegacyIptables,
+}
+
+impl Kind {
+    pub fn mode(self) -> Mode {
+        match self {
+            Kind::Nftables => Mode::Nftables,
+            _ => Mode::Iptables(IptablesSettings::default()),
+        }
+    }
+
+    pub fn config(self) -> Config {
+        Config {
+            mode: self.mode(),
+            ..config()
+        }
+    }
+
+    /// Lets the namespace's `iptables` be of this kind.
+    pub fn prepare(self, namespace: &Namespace) {
+        if self == Kind::LegacyIptables {
+            namespace.run(|| unshare(&[NamespaceKind::Mount]).expect("a mount namespace"));
+            namespace.command("mount --make-rprivate /");
+            namespace
+                .command("mount --bind /usr/sbin/xtables-legacy-multi /usr/sbin/xtables-nft-multi");
+            assert!(
+                !namespace
+                    .command("iptables --version")
+                    .contains("nf_tables")
+            );
+        }
+    }
+
+    pub fn lab(self, pods: usize) -> Lab {
+        let lab = Lab::new(pods);
+        self.prepare(&lab.node);
+        lab
     }
 }
 

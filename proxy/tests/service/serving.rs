@@ -29,7 +29,7 @@ fn get(node: &Namespace, to: SocketAddr, path: &str) -> (u16, String) {
 }
 
 /// Asks until the answer has a status: what is served follows the rules in a moment.
-fn wait_for(node: &Namespace, to: SocketAddr, path: &str, status: u16) -> String {
+pub fn wait_for(node: &Namespace, to: SocketAddr, path: &str, status: u16) -> String {
     for _ in 0..500 {
         let (found, answer) = get(node, to, path);
         if found == status {

@@ -18,7 +18,7 @@ fn port(cluster_ip: [u8; 4], endpoints: &[u16]) -> ServicePort {
             port: 80,
         },
         external: Vec::new(),
-        restricted: Vec::new(),
+        balanced: Vec::new(),
         source_ranges: Vec::new(),
         node_port: None,
         affinity: None,

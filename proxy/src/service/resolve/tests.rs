@@ -97,7 +97,7 @@ fn a_load_balancer_in_proxy_mode_has_no_frontend_and_ranges_bind_its_address_onl
         .map(|frontend| frontend.address.to_string())
         .collect();
     assert_eq!(external, ["192.0.2.1", "192.0.2.9"]);
-    assert_eq!(port.restricted.len(), 1);
+    assert_eq!(port.restricted().len(), 1);
     assert_eq!(port.source_ranges.len(), 2);
     assert_eq!((port.node_port, port.external_local), (Some(30080), true));
     assert_eq!(
