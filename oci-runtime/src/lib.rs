@@ -17,6 +17,7 @@ mod net_devices;
 mod plan;
 pub mod seccomp;
 mod state;
+mod systemd;
 
 pub use error::{Error, LaunchError, read_status};
 pub use launch::{Launched, Stdio, exec, launch, launch_pod_init};

@@ -4,6 +4,7 @@
 //! between create and start the socket at which its first process waits.
 
 use crate::document::parse_spec;
+use crate::systemd::Owner;
 use linux::cgroup::{Cgroup, Hierarchies};
 use linux::pidfd;
 use oci_spec::runtime::Spec;
@@ -70,7 +71,18 @@ pub(crate) struct Record {
     /// Groups of the `resctrl` file system that are the container's own.
     #[serde(default)]
     pub resctrl: Vec<PathBuf>,
+    /// With `--systemd-cgroup`: the unit whose cgroup it is.
+    #[serde(default)]
+    pub unit: Option<UnitRecord>,
     pub owner: u32,
+}
+
+/// A container's unit of systemd's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct UnitRecord {
+    pub name: String,
+    /// Whose manager has it.
+    pub owner: Owner,
 }
 
 /// The states of runtime-spec runtime.md ("State"), and `paused`.
@@ -287,7 +299,11 @@ impl Container {
         if let Some(found) = self.hierarchies.get() {
             return Ok(found.clone());
         }
-        let found = Arc::new(Hierarchies::discover()?);
+        // On v1 systemd knows its units' processes by a hierarchy of its own.
+        let found = Arc::new(match self.record.unit {
+            Some(_) => Hierarchies::discover_with("systemd")?,
+            None => Hierarchies::discover()?,
+        });
         Ok(self.hierarchies.get_or_init(|| found).clone())
     }
 
@@ -314,6 +330,7 @@ impl Record {
             below: None,
             resctrl: Vec::new(),
             keeps_keyring: false,
+            unit: None,
             owner: rustix::process::getuid().as_raw(),
         }
     }

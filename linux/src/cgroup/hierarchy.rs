@@ -79,6 +79,23 @@ impl Hierarchies {
         Ok(found)
     }
 
+    /// As [`Hierarchies::discover`], with the named v1 hierarchy `name=NAME` after the others if it is mounted: for
+    /// what its owner, who tracks processes by it, has put there.
+    ///
+    /// # Errors
+    /// As [`Hierarchies::discover`].
+    pub fn discover_with(name: &str) -> Result<Self> {
+        let mut found = Self::discover()?;
+        let table = std::fs::read_to_string("/proc/self/mountinfo")
+            .context("read", || "/proc/self/mountinfo")?;
+        let named = named_mount(&table, name).filter(|mount| has_magic(mount, CGROUP_MAGIC));
+        found.v1.extend(named.map(|mount| V1Hierarchy {
+            controllers: vec![format!("name={name}")],
+            mount,
+        }));
+        Ok(found)
+    }
+
     /// How they are laid out.
     pub fn layout(&self) -> Layout {
         match (&self.unified, self.v1.is_empty()) {
@@ -148,6 +165,17 @@ impl Hierarchies {
         }
         found
     }
+}
+
+fn named_mount(table: &str, name: &str) -> Option<PathBuf> {
+    let option = format!("name={name}");
+    table.lines().find_map(|line| {
+        let (mount_part, fs_part) = line.split_once(" - ")?;
+        let mut fields = fs_part.split(' ');
+        let (kind, options) = (fields.next()?, fields.nth(1)?);
+        let is_it = kind == "cgroup" && options.split(',').any(|found| found == option);
+        is_it.then(|| mount_part.split(' ').nth(4).map(PathBuf::from))?
+    })
 }
 
 /// This process's cgroup in each hierarchy, from `/proc/self/cgroup`: the v2 path where there is one, else the path

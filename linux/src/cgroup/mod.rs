@@ -220,6 +220,25 @@ impl Cgroup {
             .then_some(dir)
     }
 
+    /// The CPU quota (`None` for none) and the period in force, in microseconds; `None` without the controller.
+    pub fn cpu_bandwidth(&self) -> Option<(Option<i64>, u64)> {
+        let dir = self.controller_dir("cpu")?;
+        let text = match self.hierarchies.layout() {
+            Layout::Unified => read_trimmed(&dir.join("cpu.max")).ok()?,
+            Layout::Hybrid | Layout::Legacy => {
+                let read = |file: &str| read_trimmed(&dir.join(file)).ok();
+                format!(
+                    "{} {}",
+                    read("cpu.cfs_quota_us")?,
+                    read("cpu.cfs_period_us")?
+                )
+            }
+        };
+        let (quota, period) = text.split_once(' ')?;
+        let quota = quota.parse().ok().filter(|quota| *quota > 0);
+        Some((quota, period.parse().ok()?))
+    }
+
     /// Opens what a process needs to join it.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ pub(super) struct Cli {
     /// Write more
     #[arg(long)]
     pub debug: bool,
-    /// Manage cgroups through systemd
+    /// Have systemd manage cgroups: linux.cgroupsPath is slice:prefix:name, for the unit prefix-name.scope
     #[arg(long)]
     pub systemd_cgroup: bool,
     /// Ignored: whether root is there is seen, not told

@@ -2,6 +2,7 @@
 
 use super::args::{CreateArgs, RunArgs};
 use super::hooks::RuntimeHooks;
+use super::scope::ScopePlan;
 use super::{Context, Failure, Outcome, console, foreground, lifecycle, resctrl, rootless};
 use crate::document::parse_spec;
 use crate::launch::{Launched, Stdio};
@@ -19,14 +20,8 @@ use std::path::{Path, PathBuf};
 pub(super) fn create(context: &Context, args: &CreateArgs) -> Outcome {
     let mut bundle = Bundle::read(&args.bundle)?;
     console::check(bundle.terminal(), true, args.console_socket.as_deref())?;
-    let mut container = new_container(context, args, &bundle)?;
-    let created = launch_into(
-        context,
-        &mut container,
-        &mut bundle,
-        args,
-        Launching::Created,
-    );
+    let (mut container, scope) = new_container(context, args, &bundle)?;
+    let created = launch_into(&mut container, scope, &mut bundle, args, Launching::Created);
     match created {
         Ok(_) => Ok(0),
         Err(failure) => Err(undo(container, failure)),
@@ -40,7 +35,7 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> Outcome {
         args.detach,
         args.create.console_socket.as_deref(),
     )?;
-    let mut container = new_container(context, &args.create, &bundle)?;
+    let (mut container, scope) = new_container(context, &args.create, &bundle)?;
     let foreground = if args.detach {
         Launching::Detached
     } else {
@@ -51,13 +46,7 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> Outcome {
     } else {
         Some(foreground::block_signals()?)
     };
-    let launched = match launch_into(
-        context,
-        &mut container,
-        &mut bundle,
-        &args.create,
-        foreground,
-    ) {
+    let launched = match launch_into(&mut container, scope, &mut bundle, &args.create, foreground) {
         Ok(launched) => launched,
         Err(failure) => return Err(undo(container, failure)),
     };
@@ -130,11 +119,12 @@ enum Launching {
     Foreground,
 }
 
+/// Its record, and with `--systemd-cgroup` what unit it is to have.
 fn new_container(
     context: &Context,
     args: &CreateArgs,
     bundle: &Bundle,
-) -> Result<Container, Failure> {
+) -> Result<(Container, Option<ScopePlan>), Failure> {
     let linux = bundle.spec.linux().as_ref();
     let mut record = Record::new(&args.id);
     record.keeps_keyring = args.no_new_keyring;
@@ -157,28 +147,25 @@ fn new_container(
         record.below = Some(linux::mount::id_at(&bundle.rootfs)?);
     }
     let path = linux.and_then(|linux| linux.cgroups_path().clone());
-    record.cgroup_path = cgroup_path(context, &args.id, path.as_deref())?;
+    let scope = match context.systemd_cgroup {
+        true => Some(ScopePlan::read(&record, path.as_deref())?),
+        false => {
+            record.cgroup_path = cgroup_path(&args.id, path.as_deref())?;
+            None
+        }
+    };
     let container = Container::create(&context.root, record)?;
     let saved = container
         .save_spec(&bundle.text)
         .and_then(|()| container.save());
     match saved {
-        Ok(()) => Ok(container),
+        Ok(()) => Ok((container, scope)),
         Err(error) => Err(undo(container, error.into())),
     }
 }
 
 /// `linux.cgroupsPath` (config-linux.md): absolute from the hierarchy's root, relative from this process's cgroup.
-fn cgroup_path(context: &Context, id: &str, path: Option<&Path>) -> Result<String, Failure> {
-    if context.systemd_cgroup {
-        return Err(Failure::other(
-            if Path::new("/run/systemd/system").is_dir() {
-                "--systemd-cgroup is not supported: leave it out, and have cgroups managed directly (cgroupfs)"
-            } else {
-                "--systemd-cgroup: systemd does not run on this host; leave it out, and have cgroups managed directly (cgroupfs)"
-            },
-        ));
-    }
+fn cgroup_path(id: &str, path: Option<&Path>) -> Result<String, Failure> {
     let path = match path.map(|path| {
         path.to_str()
             .ok_or_else(|| Failure::other("linux.cgroupsPath is not UTF-8"))
@@ -195,18 +182,20 @@ fn cgroup_path(context: &Context, id: &str, path: Option<&Path>) -> Result<Strin
 }
 
 fn launch_into(
-    context: &Context,
     container: &mut Container,
+    scope: Option<ScopePlan>,
     bundle: &mut Bundle,
     args: &CreateArgs,
     launching: Launching,
 ) -> Result<Launched, Failure> {
-    debug_assert!(
-        !context.systemd_cgroup,
-        "refused when the cgroup's path was made"
-    );
     rootless::enter(&mut bundle.spec)?;
-    let cgroup = prepare_cgroup(container, &bundle.spec)?;
+    let scope = scope
+        .map(|plan| plan.start(container, &bundle.spec))
+        .transpose()?;
+    let cgroup = match &scope {
+        Some(scope) => Some(scope.cgroup.clone()),
+        None => prepare_cgroup(container, &bundle.spec)?,
+    };
     let resctrl = make_resctrl(container, &bundle.spec)?;
     let gate = if launching == Launching::Created {
         Some(listen(container)?)
@@ -248,7 +237,11 @@ fn launch_into(
     if let Some(ours) = our_end {
         hooks.created(&ours, launched.pid)?;
     }
-    if read_to_end(&launched.status)?.is_empty() && launching == Launching::Created {
+    let told = read_to_end(&launched.status)?;
+    if let Some(scope) = scope {
+        scope.hand_over()?;
+    }
+    if told.is_empty() && launching == Launching::Created {
         return Err(Failure::other(
             "the container's init ended before it was ready to start: it was killed, by a limit on memory perhaps",
         ));

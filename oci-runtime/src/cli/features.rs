@@ -16,7 +16,7 @@ pub(super) fn features() -> Outcome {
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": Set::all_known().names().collect::<Vec<_>>(),
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "cgroup": {"v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true},
             "seccomp": crate::seccomp::features(),
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},

@@ -2,7 +2,7 @@
 
 use super::args::KillArgs;
 use super::hooks::RuntimeHooks;
-use super::{Context, Failure, Outcome, create, resctrl};
+use super::{Context, Failure, Outcome, create, resctrl, scope};
 use crate::state::{Container, Status};
 use linux::{mount, pidfd, signal};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -149,6 +149,9 @@ pub(super) fn destroy(container: Container, spec: Option<&Spec>) -> Result<(), F
             note(cgroup.kill().map_err(Failure::from));
             note(await_end(process.as_ref()));
             note(cgroup.wait_empty(PATIENCE).map_err(Failure::from));
+            if let Some(unit) = &container.record.unit {
+                scope::stop(unit);
+            }
             note(cgroup.delete().map_err(Failure::from));
         }
         Ok(None) => note(await_end(process.as_ref())),

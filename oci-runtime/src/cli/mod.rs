@@ -13,6 +13,7 @@ mod lifecycle;
 mod log;
 mod resctrl;
 mod rootless;
+mod scope;
 mod seal;
 mod spec;
 mod update;
@@ -32,6 +33,8 @@ pub(crate) enum Failure {
     Launch(#[from] crate::LaunchError),
     #[error(transparent)]
     State(#[from] crate::state::StateError),
+    #[error(transparent)]
+    Systemd(#[from] crate::systemd::SystemdError),
     #[error("{0}")]
     Kernel(#[from] linux::Error),
     #[error("{0}")]

@@ -1,7 +1,7 @@
 //! `update`.
 
 use super::args::UpdateArgs;
-use super::{Context, Failure, Outcome};
+use super::{Context, Failure, Outcome, scope};
 use crate::plan::cgroup_resources;
 use crate::state::{Container, StateError, Status};
 use linux::cgroup::Resources;
@@ -14,14 +14,17 @@ pub(super) fn update(context: &Context, args: &UpdateArgs) -> Outcome {
     if container.status() == Status::Stopped {
         return Err(Failure::other("container not running"));
     }
-    let resources = match &args.resources {
+    let mut resources = match &args.resources {
         Some(path) => cgroup_resources(&read_resources(path)?)?,
         None => from_flags(args)?,
     };
-    match container.cgroup()? {
-        Some(cgroup) => cgroup.apply(&resources)?,
-        None => return Err(Failure::other("container has no cgroup")),
+    let Some(cgroup) = container.cgroup()? else {
+        return Err(Failure::other("container has no cgroup"));
+    };
+    if let Some(unit) = &container.record.unit {
+        scope::update(unit, &cgroup, &mut resources)?;
     }
+    cgroup.apply(&resources)?;
     Ok(0)
 }
 

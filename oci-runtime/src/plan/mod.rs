@@ -20,6 +20,7 @@ pub(crate) use process::plan_exec_below;
 pub(crate) use process::plan_process;
 pub(crate) use process::setgroups_allowed;
 pub use process::{ExecTarget, plan_exec, session_keyring};
+pub(crate) use resources::{apply_devices, spec_device_rules};
 pub use resources::{apply_resources, cgroup_resources};
 pub use types::{ExecPlan, LaunchPlan};
 

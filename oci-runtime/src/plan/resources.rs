@@ -21,13 +21,26 @@ pub fn apply_resources(cgroup: &Cgroup, spec: &Spec) -> Result<(), Error> {
             .apply(&limits)
             .during(|| format!("set limits of cgroup {}", cgroup.path()))?;
     }
-    let listed = resources.and_then(|resources| resources.devices().as_deref());
-    let rules = device_rules(listed.unwrap_or_default())?;
-    match cgroup.set_devices(&rules) {
+    apply_devices(cgroup, spec)
+}
+
+/// Puts a spec's device rules alone in force on its cgroup.
+pub(crate) fn apply_devices(cgroup: &Cgroup, spec: &Spec) -> Result<(), Error> {
+    match cgroup.set_devices(&spec_device_rules(spec)?) {
         // Root of a user namespace may load no program; and may make no device node to be kept from.
         Err(error) if error.is(libc::EPERM) && linux::namespace::in_user_namespace() => Ok(()),
         other => other.during(|| format!("limit devices of cgroup {}", cgroup.path())),
     }
+}
+
+/// The rules that a spec's container is held to.
+pub(crate) fn spec_device_rules(spec: &Spec) -> Result<Vec<DeviceRule>, Error> {
+    let resources = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref());
+    let listed = resources.and_then(|resources| resources.devices().as_deref());
+    device_rules(listed.unwrap_or_default())
 }
 
 /// `linux.resources.devices`, after which come the devices that every container has (config-linux.md, "Default
