@@ -30,6 +30,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("script", "bsdutils"),
     ("time", "time"),
     ("busybox", "busybox-static"),
+    ("systemd-run", "systemd"),
+    ("dbus-daemon", "dbus"),
+    ("conmon", "conmon"),
 ];
 /// Files that a package brings, where it brings no program.
 const FILES: [(&str, &str); 3] = [

@@ -334,7 +334,12 @@ impl Cgroup {
             timeout,
             "wait for the end of all processes in cgroup",
             |cgroup| match cgroup.events() {
-                Ok(events) => Ok((!event_flag(&events, "populated")?, Some(events))),
+                Ok(events) => match event_flag(&events, "populated") {
+                    Ok(populated) => Ok((!populated, Some(events))),
+                    // Removed since by somebody else, as systemd does with a unit that has ended.
+                    Err(error) if error.is(libc::ENODEV) => Ok((true, None)),
+                    Err(error) => Err(error),
+                },
                 Err(error) if error.is(libc::ENOENT) => Ok((true, None)),
                 Err(error) if error.is(libc::EOPNOTSUPP) => match cgroup.processes() {
                     Ok(pids) => Ok((pids.is_empty(), None)),

@@ -97,6 +97,10 @@ fn kill_all(container: &Container, number: i32) -> Outcome {
     let Some(cgroup) = container.cgroup()? else {
         return Err(Failure::other("container has no cgroup"));
     };
+    // systemd removes a unit's cgroup with its last process.
+    if container.process().is_none() && !cgroup.exists() {
+        return Err(Failure::other("container not running"));
+    }
     if number == libc::SIGKILL {
         if container.process().is_none() && cgroup.processes()?.is_empty() {
             return Err(Failure::other("container not running"));

@@ -74,18 +74,11 @@ impl Fake {
 }
 
 fn greet(stream: &mut UnixStream) -> io::Result<()> {
-    let steps: [(&[u8], &[u8]); 3] = [
-        (b"\0AUTH EXTERNAL\r\n", b"DATA\r\n"),
-        (b"DATA\r\n", b"OK 0123456789abcdef\r\n"),
-        (b"BEGIN\r\n", b""),
-    ];
-    for (expected, answer) in steps {
-        let mut got = vec![0; expected.len()];
-        stream.read_exact(&mut got)?;
-        assert_eq!(got, expected);
-        stream.write_all(answer)?;
-    }
-    Ok(())
+    let expected = b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n";
+    let mut got = vec![0; expected.len()];
+    stream.read_exact(&mut got)?;
+    assert_eq!(got, expected);
+    stream.write_all(b"DATA\r\nOK 0123456789abcdef\r\n")
 }
 
 fn next_call(stream: &mut UnixStream) -> io::Result<(String, u32)> {

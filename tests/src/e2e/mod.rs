@@ -6,6 +6,7 @@ mod kubectl;
 mod refusals;
 mod restart;
 mod runtimes;
+mod systemd;
 mod vm;
 
 use std::path::Path;
@@ -62,6 +63,11 @@ pub fn scenarios() -> Vec<Scenario> {
         name: "vm-limits",
         shares_cluster: false,
         run: vm::limits,
+    });
+    all.push(Scenario {
+        name: "vm-systemd",
+        shares_cluster: false,
+        run: systemd::systemd,
     });
     all
 }

@@ -10,15 +10,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::Kernel;
 use super::cpio::Archive;
+use super::{Kernel, systemd};
 use crate::workspace::{run, tools};
 
 /// A guest to be booted: what is in it.
 pub struct Machine {
     programs: Vec<(String, PathBuf)>,
+    files: Vec<(String, Vec<u8>)>,
     modules: Vec<String>,
     memory_mib: u32,
+    /// The host's programs beside systemd, with which the guest is booted then.
+    systemd: Option<Vec<String>>,
 }
 
 /// What a node, its pods and its network need. What the kernel has built in is passed over.
@@ -54,6 +57,10 @@ const MODULES: &[&str] = &[
     "fuse",
 ];
 
+/// The bus has a user of its own.
+const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nmessagebus:x:100:100::/:/bin/false\nuser:x:1000:1000::/tmp:/bin/sh\n";
+const GROUP: &[u8] = b"root:x:0:\nmessagebus:x:100:\nuser:x:1000:\n";
+
 /// Longest command line, address and status are far below; a line without an end is cut here.
 const LONGEST_LINE: u64 = 1 << 20;
 
@@ -62,14 +69,29 @@ impl Machine {
     pub fn new() -> Self {
         Self {
             programs: vec![("busybox".to_owned(), PathBuf::from("/bin/busybox"))],
+            files: Vec::new(),
             modules: MODULES.iter().map(|name| (*name).to_owned()).collect(),
             memory_mib: 2048,
+            systemd: None,
         }
     }
 
     /// Adds a static program as `/bin/NAME`, without its debug information.
     pub fn with_program(mut self, name: &str, path: &Path) -> Self {
         self.programs.push((name.to_owned(), path.to_owned()));
+        self
+    }
+
+    /// Adds a file.
+    pub fn with_file(mut self, path: &str, content: &[u8]) -> Self {
+        self.files.push((path.to_owned(), content.to_owned()));
+        self
+    }
+
+    /// Boots with systemd as the first process, whose service the command is, and adds these programs of the host's, by
+    /// their paths, with the libraries that they are linked with.
+    pub fn with_systemd(mut self, programs: &[&str]) -> Self {
+        self.systemd = Some(programs.iter().map(|path| (*path).to_owned()).collect());
         self
     }
 
@@ -164,9 +186,15 @@ impl Machine {
         for applet in applets()? {
             archive.link(&format!("/bin/{applet}"), "busybox");
         }
-        archive.file("/etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n");
-        archive.file("/etc/group", b"root:x:0:\n");
+        archive.file("/etc/passwd", PASSWD);
+        archive.file("/etc/group", GROUP);
         archive.file("/etc/hostname", b"vm\n");
+        for (path, content) in &self.files {
+            archive.file(path, content);
+        }
+        if let Some(programs) = &self.systemd {
+            systemd::add(&mut archive, programs)?;
+        }
         let names: Vec<&str> = self.modules.iter().map(String::as_str).collect();
         let mut list = String::new();
         for path in kernel.in_order(&names)? {

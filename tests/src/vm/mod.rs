@@ -15,6 +15,7 @@ mod cpio;
 mod kernel;
 mod kernel_tests;
 mod machine;
+mod systemd;
 
 pub use kernel::Kernel;
 pub use kernel_tests::{kernel_tests, oci_tests};
