@@ -203,6 +203,18 @@ pub fn set(sets: &Sets) -> Result<()> {
     Ok(())
 }
 
+/// Makes all that is permitted effective: what a change of user id took away comes back.
+///
+/// # Errors
+/// The `capget`'s or `capset`'s.
+pub fn raise_permitted() -> Result<()> {
+    let own = current()?;
+    set(&Sets {
+        effective: own.permitted,
+        ..own
+    })
+}
+
 /// Sets the ambient set; what is not both permitted and inheritable is left out, as runc does.
 ///
 /// # Errors

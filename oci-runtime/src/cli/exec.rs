@@ -199,18 +199,13 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<(), Failu
             set.insert(capability);
             Some(set)
         };
-        // What the container's processes could inherit, this one's program gets.
-        let inheritable = sets.inheritable().iter().flatten().next().is_some();
-        if inheritable {
-            let (inherited, ambient) = (add(sets.inheritable()), add(sets.ambient()));
-            sets.set_inheritable(inherited);
-            sets.set_ambient(ambient);
-        }
         let (bounding, effective) = (add(sets.bounding()), add(sets.effective()));
-        let permitted = add(sets.permitted());
+        // Ambient it becomes only if the container's processes could inherit it already.
+        let (permitted, ambient) = (add(sets.permitted()), add(sets.ambient()));
         sets.set_bounding(bounding);
         sets.set_effective(effective);
         sets.set_permitted(permitted);
+        sets.set_ambient(ambient);
     }
     process.set_capabilities(Some(sets));
     Ok(())

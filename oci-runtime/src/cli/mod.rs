@@ -97,13 +97,13 @@ pub fn main(args: Vec<OsString>) -> i32 {
         return 0;
     }
     let Some(command) = cli.command else {
-        eprintln!("no command given; --help lists them");
+        eprintln!("error: no command given; --help lists them");
         return 1;
     };
     let logging = match log::Log::open(cli.log.as_deref(), &cli.log_format, cli.debug) {
         Ok(log) => log::Logging::start(log),
         Err(failure) => {
-            eprintln!("{failure}");
+            eprintln!("error: {failure}");
             return failure.exit_code();
         }
     };
@@ -119,8 +119,8 @@ pub fn main(args: Vec<OsString>) -> i32 {
         Ok(code) => code,
         Err(failure) => {
             let text = failure.to_string();
-            // Nothing is to be done if nobody takes it.
-            let _ = writeln!(std::io::stderr(), "{text}");
+            // Marked as the parser marks its own: warnings go there too. Nothing is to be done if nobody takes it.
+            let _ = writeln!(std::io::stderr(), "error: {text}");
             logging.failed(&text);
             failure.exit_code()
         }

@@ -197,7 +197,8 @@ fn path_is_null(stat: &rustix::fs::Stat) -> bool {
 }
 
 /// Gives up privileges, in the one order that works: the bounding set needs CAP_SETPCAP, ids need CAP_SETUID, and
-/// seccomp without no_new_privs needs CAP_SYS_ADMIN.
+/// seccomp without no_new_privs needs CAP_SYS_ADMIN, which is kept until then. The filter is the program's: as little as
+/// can be of what comes before is under it.
 fn restrict(plan: &ProcessPlan, early: &Early<'_>) -> Result<(), LaunchError> {
     write_label(
         early.apparmor.as_ref(),
@@ -215,8 +216,6 @@ fn restrict(plan: &ProcessPlan, early: &Early<'_>) -> Result<(), LaunchError> {
     process::close_on_exec_from(3 + plan.preserve_fds).step(|| "close descriptors")?;
     if plan.no_new_privs {
         credential::set_no_new_privs().step(|| "set no_new_privs")?;
-    } else {
-        load_seccomp(plan, early)?;
     }
     capability::limit_bounding(plan.capabilities.bounding).step(|| "limit capabilities")?;
     credential::keep_capabilities(true).step(|| "keep capabilities")?;
@@ -225,6 +224,10 @@ fn restrict(plan: &ProcessPlan, early: &Early<'_>) -> Result<(), LaunchError> {
     credential::set_umask(plan.umask.unwrap_or(0o022));
     // Again as the user: a directory that only root may enter is no working directory for it.
     enter_cwd(&plan.cwd)?;
+    if !plan.no_new_privs && plan.seccomp.is_some() {
+        capability::raise_permitted().step(|| "keep capabilities")?;
+        load_seccomp(plan, early)?;
+    }
     capability::set(&plan.capabilities).step(|| "set capabilities")?;
     capability::set_ambient(plan.capabilities.ambient).step(|| "set ambient capabilities")?;
     if plan.no_new_privs {

@@ -46,8 +46,10 @@ fn attribute(option: &str) -> Option<(u64, u64)> {
         "nosymfollow" => (attr::NOSYMFOLLOW, 0),
         "symfollow" => (0, attr::NOSYMFOLLOW),
         "noatime" => (attr::NOATIME, attr::ATIME),
-        "strictatime" | "norelatime" => (attr::STRICTATIME, attr::ATIME),
+        "strictatime" => (attr::STRICTATIME, attr::ATIME),
         "relatime" | "atime" | "nostrictatime" => (0, attr::ATIME),
+        // As mount(8): it takes a word back, and what is left without one is the kernel's default.
+        "norelatime" => (0, 0),
         _ => return None,
     })
 }

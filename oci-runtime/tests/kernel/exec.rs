@@ -83,6 +83,44 @@ fn exec_takes_user_directory_environment_and_capabilities() {
 }
 
 #[test]
+fn a_capability_added_for_an_exec_is_ambient_only_if_the_containers_processes_could_inherit_it() {
+    const CHOWN: u64 = 1;
+    const SYSLOG: u64 = 1 << 34;
+    for (inheritable, ambient) in [
+        (json!([]), 0),
+        (json!(["CAP_CHOWN"]), CHOWN),
+        (json!(["CAP_CHOWN", "CAP_SYSLOG"]), CHOWN | SYSLOG),
+    ] {
+        let mut bundle = Bundle::new("sleep 100");
+        bundle.process()["capabilities"] = json!({
+            "bounding": ["CAP_CHOWN", "CAP_SYSLOG"], "permitted": ["CAP_CHOWN"],
+            "effective": ["CAP_CHOWN"], "inheritable": inheritable, "ambient": ["CAP_CHOWN"],
+        });
+        bundle.start();
+        let words = [
+            "--cap",
+            "CAP_SYSLOG",
+            &bundle.id,
+            "cat",
+            "/proc/self/status",
+        ];
+        let out = exec(&bundle, &words).ok();
+        let set = |name: &str| {
+            let line = out.lines().find_map(|line| line.strip_prefix(name));
+            u64::from_str_radix(line.unwrap().trim(), 16).unwrap()
+        };
+        let inherited = match inheritable.as_array().unwrap().len() {
+            0 => 0,
+            1 => CHOWN,
+            _ => CHOWN | SYSLOG,
+        };
+        assert_eq!(set("CapInh:"), inherited, "{inheritable}");
+        assert_eq!(set("CapAmb:"), ambient, "{inheritable}");
+        assert_eq!(set("CapPrm:"), CHOWN | SYSLOG, "{inheritable}");
+    }
+}
+
+#[test]
 fn exec_reads_a_process_file_and_detaches() {
     let bundle = Bundle::new("sleep 100");
     bundle.start();

@@ -40,7 +40,11 @@ fn create_waits_start_runs_kill_stops_delete_removes() {
     bundle.must(&["delete", &bundle.id]);
     assert_eq!(cgroups_named(&bundle.id).len(), 0);
     let ran = Ran::from(bundle.output(&["state", &bundle.id]));
-    assert!(ran.stderr.contains("does not exist"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.starts_with("error: container does not exist"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]

@@ -66,6 +66,11 @@ fn a_bind_mount_has_the_flags_that_are_asked_for_and_in_a_user_namespace_keeps_l
         flags("noatime", &["bind", "relatime", "nosuid"], false).unwrap(),
         ["rw", "nosuid", "relatime"]
     );
+    for times in ["relatime", "noatime"] {
+        for options in [["bind", "norelatime"], ["rbind", "rnorelatime"]] {
+            assert_eq!(flags(times, &options, false).unwrap(), ["rw", times]);
+        }
+    }
     for (source, option) in [("ro", "rw"), ("nosuid", "suid"), ("noatime", "relatime")] {
         let refused = flags(source, &["bind", option], true).unwrap_err();
         assert!(refused.contains("mount /data"), "{refused}");

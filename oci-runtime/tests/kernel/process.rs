@@ -207,6 +207,32 @@ fn the_seccomp_profile_decides() {
 }
 
 #[test]
+fn the_seccomp_profile_does_not_hold_for_the_change_of_user_and_directory() {
+    for (uid, no_new_privs) in [(0, true), (0, false), (1000, true), (1000, false)] {
+        let mut bundle = Bundle::new("id -u; grep -E 'CapEff|Seccomp:' /proc/self/status");
+        bundle.process()["user"]["uid"] = json!(uid);
+        bundle.process()["noNewPrivileges"] = json!(no_new_privs);
+        bundle.process()["capabilities"] = json!({});
+        bundle.linux()["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["getcwd", "chdir", "setuid"], "action": "SCMP_ACT_ERRNO"}],
+        });
+        let out = bundle.run().ok();
+        assert_eq!(
+            out.split_whitespace().collect::<Vec<_>>(),
+            [
+                &uid.to_string(),
+                "CapEff:",
+                "0000000000000000",
+                "Seccomp:",
+                "2"
+            ],
+            "no_new_privs {no_new_privs}"
+        );
+    }
+}
+
+#[test]
 fn in_a_user_namespace_root_is_nobody_outside() {
     let bundle = Bundle::new("id; cat /proc/self/uid_map; touch /tmp/x; grep -E 'CapEff|NoNew' /proc/self/status; echo x >/dev/null")
         .with_user_namespace();

@@ -145,25 +145,6 @@ fn a_cgroup_with_another_container_is_refused_and_that_one_goes_on() {
 }
 
 #[test]
-fn an_exec_with_a_capability_gets_it_ambient_if_the_container_inherits_any() {
-    let mut bundle = Bundle::new("sleep 100").with_capabilities(&["CAP_CHOWN", "CAP_SYSLOG"]);
-    bundle.process()["capabilities"]["inheritable"] = json!(["CAP_CHOWN"]);
-    bundle.process()["capabilities"]["ambient"] = json!(["CAP_CHOWN"]);
-    bundle.start();
-    let words = [
-        "exec",
-        "--cap",
-        "CAP_SYSLOG",
-        &bundle.id,
-        "grep",
-        "CapAmb",
-        "/proc/self/status",
-    ];
-    let out = Ran::from(bundle.output(&words)).ok();
-    assert!(out.contains("0000000400000001"), "{out}");
-}
-
-#[test]
 fn a_signal_ends_a_container_that_waits_for_start() {
     let bundle = Bundle::new("true");
     bundle.create();
