@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::sandbox::{Cgroups, Pins, SandboxFiles};
+use crate::sandbox::{Abilities, Cgroups, Pins, SandboxFiles};
 use crate::service::Error;
 use crate::state::{Container, Events, Operations, Sandbox, State};
 use crate::{cni, image, keeper, streaming};
@@ -23,6 +23,7 @@ pub struct Runtime {
     pub events: Events,
     pub cgroups: Cgroups,
     pub pins: Pins,
+    pub abilities: Abilities,
     pub operations: Operations<String>,
     pub streams: streaming::Server,
     pub metrics: Metrics,

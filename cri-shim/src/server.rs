@@ -23,7 +23,7 @@ use crate::cni::BuiltinPlugins;
 use crate::config::Config;
 use crate::metrics::{Metrics, Timed};
 use crate::runtime::Runtime;
-use crate::sandbox::{CgroupError, Cgroups, Pins};
+use crate::sandbox::{Abilities, CgroupError, Cgroups, Pins};
 use crate::service::{self, ImageFiles, Service};
 use crate::state::{Events, Operations, State};
 use crate::{cni, image, keeper, streaming};
@@ -202,6 +202,14 @@ async fn open(
         config.cni_bin_dirs.clone(),
         plugins,
     );
+    let root = config.root.clone();
+    let abilities = tokio::task::spawn_blocking(move || Abilities::observe(&root));
+    let abilities = abilities
+        .await
+        .map_err(|error| at("ask what can be done in", &config.root)(io::Error::other(error)))?;
+    if let Err(why) = &abilities.user_namespaces {
+        tracing::info!(%why, "no user namespaces for pods");
+    }
     Ok(Runtime {
         config,
         state,
@@ -212,6 +220,7 @@ async fn open(
         events: Events::new(),
         cgroups,
         pins,
+        abilities,
         operations: Operations::default(),
         streams,
         metrics: Metrics::default(),

@@ -271,11 +271,11 @@ pub fn overlay(layers: Overlay<'_>) -> Result<OwnedFd> {
     overlay_of(layers, None)
 }
 
-/// As [`overlay`], with every layer's ids mapped by a user namespace, so that what is root's on disk is its root's
-/// (Linux 5.19). The writable layer and its work directory must have one parent directory.
+/// As [`overlay`], with the lower layers' ids mapped by a user namespace, so that what is root's on disk is its root's
+/// (Linux 5.19). The writable layer isn't mapped: it must belong to that root on disk.
 ///
 /// # Errors
-/// As [`overlay`]; EINVAL where a layer's file system can't map ids.
+/// As [`overlay`]; EINVAL where a lower layer's file system can't map ids.
 pub fn overlay_mapped(layers: Overlay<'_>, user_namespace: impl AsFd) -> Result<OwnedFd> {
     overlay_of(layers, Some(user_namespace.as_fd()))
 }
@@ -295,14 +295,14 @@ fn overlay_of(layers: Overlay<'_>, mapping: Option<BorrowedFd<'_>>) -> Result<Ow
         .iter()
         .map(|path| open_layer(path, mapping))
         .collect::<Result<Vec<_>>>()?;
-    let writable = layers
-        .upper
-        .map(|(upper, work)| Writable::open(upper, work, mapping))
-        .transpose()?;
+    let writable = match layers.upper {
+        Some((upper, work)) => Some((open_layer(upper, None)?, open_layer(work, None)?)),
+        None => None,
+    };
     let mut options: Vec<FsOption> = Vec::new();
-    if let Some(writable) = &writable {
-        options.push(("upperdir".to_owned(), Some(writable.upper.clone())));
-        options.push(("workdir".to_owned(), Some(writable.work.clone())));
+    if let Some((upper, work)) = &writable {
+        options.push(("upperdir".to_owned(), Some(fd_path(upper))));
+        options.push(("workdir".to_owned(), Some(fd_path(work))));
     }
     if layers.volatile {
         options.push(("volatile".to_owned(), None));
@@ -328,50 +328,6 @@ fn overlay_of(layers: Overlay<'_>, mapping: Option<BorrowedFd<'_>>) -> Result<Ow
         return new_file_system("overlay", Some("overlay"), &options, 0);
     }
     overlay_by_mount(&joined, &options, layers)
-}
-
-/// The writable layer and its work directory, as paths through a descriptor that is held.
-struct Writable {
-    upper: String,
-    work: String,
-    _held: Vec<OwnedFd>,
-}
-
-impl Writable {
-    fn open(upper: &Path, work: &Path, mapping: Option<BorrowedFd<'_>>) -> Result<Self> {
-        let Some(_) = mapping else {
-            let (upper, work) = (open_layer(upper, None)?, open_layer(work, None)?);
-            return Ok(Writable {
-                upper: fd_path(&upper),
-                work: fd_path(&work),
-                _held: vec![upper, work],
-            });
-        };
-        // They must be on one mount, so it is their parent that is mapped.
-        let (Some(parent), Some(upper_name), Some(work_name)) =
-            (upper.parent(), upper.file_name(), work.file_name())
-        else {
-            return Err(Error::new(
-                "mount overlay on",
-                upper.display().to_string(),
-                libc::EINVAL,
-            ));
-        };
-        if work.parent() != Some(parent) {
-            return Err(Error::new(
-                "mount overlay with work directory",
-                work.display().to_string(),
-                libc::EXDEV,
-            ));
-        }
-        let held = open_layer(parent, mapping)?;
-        let path = |name: &std::ffi::OsStr| format!("{}/{}", fd_path(&held), name.display());
-        Ok(Writable {
-            upper: path(upper_name),
-            work: path(work_name),
-            _held: vec![held],
-        })
-    }
 }
 
 /// By mount(2), which takes a page of options: attached over the work directory for as long as it takes to clone it.

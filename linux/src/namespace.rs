@@ -3,7 +3,7 @@
 use crate::error::{Context, Result, check};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 /// A kind of namespace, in runtime-spec's words (config-linux.md, Namespaces).
@@ -145,21 +145,60 @@ pub fn in_user_namespace() -> bool {
 }
 
 /// A new user namespace with these maps (the text of `uid_map` and `gid_map`), in which nobody is: for id-mapped
-/// mounts and for pods whose processes join it. The caller may be threaded.
+/// mounts. The caller may be threaded.
+///
+/// # Errors
+/// As [`owned_by_new_user`].
+pub fn user_with_mapping(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
+    owned_by_new_user(uid_map, gid_map, &[]).map(|(user, _)| user)
+}
+
+/// A new user namespace with these maps, and new namespaces of these kinds that it owns, in their order; nobody is in
+/// any. The caller may be threaded.
 ///
 /// # Errors
 /// The `clone3`'s (ENOSPC over a limit on namespaces) or the maps' (EPERM, EINVAL).
-pub fn user_with_mapping(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
-    let holder = crate::process::clone_sleeper(NamespaceKind::User.clone_flag())?;
+pub fn owned_by_new_user(
+    uid_map: &str,
+    gid_map: &str,
+    kinds: &[NamespaceKind],
+) -> Result<(OwnedFd, Vec<OwnedFd>)> {
+    let flags = kinds
+        .iter()
+        .fold(NamespaceKind::User.clone_flag(), |flags, kind| {
+            flags | kind.clone_flag()
+        });
+    let holder = crate::process::clone_sleeper(flags)?;
     let write = |file: &str, text: &str| {
         let path = format!("/proc/{}/{file}", holder.pid);
         std::fs::write(&path, text).context("write", || format!("{path}: {}", text.trim()))
     };
     let opened = write("uid_map", uid_map)
         .and_then(|()| write("gid_map", gid_map))
-        .and_then(|()| open_of(holder.pid, NamespaceKind::User));
+        .and_then(|()| {
+            let owned = kinds.iter().map(|kind| open_of(holder.pid, *kind));
+            Ok((
+                open_of(holder.pid, NamespaceKind::User)?,
+                owned.collect::<Result<_>>()?,
+            ))
+        });
     crate::process::end_sleeper(&holder)?;
     opened
+}
+
+/// The user namespace that owns a namespace (ioctl_nsfs(2)).
+///
+/// # Errors
+/// EPERM if it is not this process's and none below.
+pub fn owner(namespace: impl AsFd) -> Result<OwnedFd> {
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: this ioctl takes no argument and touches no memory of ours.
+    let fd = check(libc::c_long::from(unsafe {
+        libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS)
+    }))
+    .context("ioctl", || "NS_GET_USERNS")?;
+    // SAFETY: the call succeeded, so its value is a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 /// Whether two descriptors refer to the same namespace.

@@ -134,6 +134,7 @@ pub(crate) fn clone_sleeper(namespaces: u64) -> Result<Child> {
         pidfd: std::ptr::from_mut(&mut pidfd) as u64,
         ..CloneArgs::default()
     };
+    let parent = rustix::process::getpid().as_raw_nonzero().get();
     let mask = signal::block_all()?;
     // SAFETY: as in `clone_child`, but with threads about: so the child allocates nothing, takes no lock and calls
     // nothing but the kernel, with all signals blocked, until it is killed.
@@ -145,6 +146,14 @@ pub(crate) fn clone_sleeper(namespaces: u64) -> Result<Child> {
         )
     };
     if pid == 0 {
+        // It ends with the thread that cloned it: what is killed meanwhile leaves no sleeper behind.
+        // SAFETY: these take integers, and nothing else happens in the child.
+        unsafe {
+            libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::syscall(libc::SYS_getppid) != libc::c_long::from(parent) {
+                libc::_exit(0);
+            }
+        }
         loop {
             // SAFETY: a null set of descriptors and no timeout: it sleeps for ever.
             unsafe {

@@ -370,6 +370,9 @@ fn intermediate(
 ) -> Result<process::Child, LaunchError> {
     init::join_cgroup(&plan.cgroup, table)?;
     init::set_limits(&plan.process)?;
+    if plan.namespaces.has_user() {
+        init::own_streams_outside(&plan.process, &streams.child())?;
+    }
     init::join_namespaces(&plan.namespaces, table)?;
     if plan.namespaces.joins(NamespaceKind::User).is_some() {
         init::become_root(plan.process.groups.is_some())?;

@@ -56,9 +56,10 @@ pub(super) fn leave_mount_namespace(dir: &Path) -> linux::Result<()> {
         ["proc", "dev", "sys"].map(|name| (name, mount::bind(&Path::new("/").join(name), true)));
     namespace::unshare(&[NamespaceKind::Mount])?;
     mount::set_propagation(Path::new("/"), Propagation::Private, true)?;
+    // A user namespace's root, which launches as well, must find procfs.
     let options = [
         ("size".to_owned(), Some("64k".to_owned())),
-        ("mode".to_owned(), Some("0700".to_owned())),
+        ("mode".to_owned(), Some("0711".to_owned())),
     ];
     let root = mount::new_file_system(
         "tmpfs",

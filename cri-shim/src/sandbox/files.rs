@@ -22,11 +22,11 @@ impl SandboxFiles {
         }
     }
 
-    /// Writes them; they may be there already.
+    /// Writes them; they may be there already. They belong to the pod's root, `owner` on the host.
     ///
     /// # Errors
     /// The failed call, with the path.
-    pub fn write(&self, host_name: &str, dns: Option<&DnsConfig>) -> io::Result<()> {
+    pub fn write(&self, host_name: &str, dns: Option<&DnsConfig>, owner: u32) -> io::Result<()> {
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o711)
@@ -38,7 +38,11 @@ impl SandboxFiles {
             None => read_or_empty("/etc/resolv.conf")?,
         };
         std::fs::write(&paths.resolv_conf, dns)?;
-        std::fs::write(&paths.hosts, read_or_empty("/etc/hosts")?)
+        std::fs::write(&paths.hosts, read_or_empty("/etc/hosts")?)?;
+        for path in [&paths.resolv_conf, &paths.hostname, &paths.hosts] {
+            std::os::unix::fs::chown(path, Some(owner), Some(owner))?;
+        }
+        Ok(())
     }
 
     /// Where they are.

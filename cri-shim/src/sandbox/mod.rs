@@ -1,10 +1,12 @@
 //! What a sandbox is made of on the host: its namespaces and their pins, and its files.
 
+mod abilities;
 mod cgroups;
 mod files;
 mod namespaces;
 mod pins;
 
+pub use abilities::Abilities;
 pub use cgroups::{Cgroups, Error as CgroupError, pod_path};
 pub use files::SandboxFiles;
 pub use namespaces::{Wanted, make, release_network, unsafe_sysctl};

@@ -5,10 +5,12 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use cri_api::v1::IdMapping;
 use linux::mount;
 use linux::namespace::{self, NamespaceKind};
 
 use super::pins::{Pins, from_kernel};
+use crate::spec::map_text;
 
 /// What a sandbox has of its own.
 #[derive(Debug, Clone)]
@@ -20,6 +22,8 @@ pub struct Wanted {
     /// Its host name, with a uts namespace; `None` for the host's.
     pub host_name: Option<String>,
     pub sysctls: BTreeMap<String, String>,
+    /// With a user namespace, the mapping of it: it owns the others, which are all the pod's own then.
+    pub user: Option<IdMapping>,
 }
 
 /// Makes and pins the namespaces. What was pinned before a failure is left to the caller's teardown.
@@ -39,16 +43,22 @@ fn make_here(wanted: &Wanted, pins: &Pins) -> io::Result<()> {
     .into_iter()
     .filter_map(|(kind, wanted)| wanted.then_some(kind))
     .collect();
-    if !kinds.is_empty() {
-        namespace::unshare(&kinds).map_err(from_kernel)?;
+    match wanted.user {
+        Some(mapping) => join_new_user(mapping, &kinds)?,
+        None if kinds.is_empty() => {}
+        None => namespace::unshare(&kinds).map_err(from_kernel)?,
     }
     if let Some(name) = &wanted.host_name {
         linux::credential::set_host_name(name).map_err(from_kernel)?;
     }
     for (key, value) in &wanted.sysctls {
-        // Each file shows the namespace of the thread that opens it.
-        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
-        std::fs::write(&path, value).map_err(|error| {
+        let written = match (set_sysctl(key, value), wanted.user) {
+            (Err(error), Some(mapping)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                set_sysctl_as(mapping.host_id, key, value)
+            }
+            (written, _) => written,
+        };
+        written.map_err(|error| {
             io::Error::new(error.kind(), format!("set sysctl {key}={value}: {error}"))
         })?;
     }
@@ -62,7 +72,36 @@ fn make_here(wanted: &Wanted, pins: &Pins) -> io::Result<()> {
         .is_some()
         .then(|| own(NamespaceKind::Uts))
         .transpose()?;
-    pins.add(&wanted.id, ipc, uts)
+    pins.add(&wanted.id, ipc, uts, wanted.user)
+}
+
+/// Makes the pod's user namespace and the others, which it owns, and moves this thread into these. (Into a user
+/// namespace no thread of a threaded process can go, nor need it.)
+fn join_new_user(mapping: IdMapping, kinds: &[NamespaceKind]) -> io::Result<()> {
+    let text = map_text(&[mapping]);
+    let (_, owned) = namespace::owned_by_new_user(&text, &text, kinds).map_err(from_kernel)?;
+    for (namespace, kind) in owned.iter().zip(kinds) {
+        namespace::join(namespace, &[*kind]).map_err(from_kernel)?;
+    }
+    Ok(())
+}
+
+/// Each file shows the namespace of the thread that opens it.
+fn set_sysctl(key: &str, value: &str) -> io::Result<()> {
+    std::fs::write(Path::new("/proc/sys").join(key.replace('.', "/")), value)
+}
+
+/// As the root of the pod's user namespace: since Linux 6.9 ipc's are its alone, and not the host's root's.
+fn set_sysctl_as(root: u32, key: &str, value: &str) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        // A thread of its own, in this one's namespaces, since there is no way back.
+        let work = scope.spawn(|| {
+            linux::credential::become_user(root, root, None).map_err(from_kernel)?;
+            set_sysctl(key, value)
+        });
+        work.join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that sets it panicked")))
+    })
 }
 
 /// Pins this thread's network namespace where others' plugins and tools find it.

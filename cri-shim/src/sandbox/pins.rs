@@ -17,6 +17,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use cri_api::v1::IdMapping;
 use linux::mount;
 use linux::namespace::{self, NamespaceKind};
 
@@ -27,6 +28,20 @@ pub struct Held {
     pub uts: Option<OwnedFd>,
     /// Its shared memory, as a detached mount.
     pub shm: Option<OwnedFd>,
+}
+
+impl Held {
+    /// The user namespace that owns the others: the pod's, if it has one, else the host's.
+    ///
+    /// # Errors
+    /// The kernel's; ENOENT for a sandbox without namespaces of its own.
+    pub fn owner(&self) -> linux::Result<OwnedFd> {
+        let missing = || {
+            let errno = rustix::io::Errno::NOENT.raw_os_error();
+            linux::Error::new("find the owner of the sandbox's namespaces", "", errno)
+        };
+        namespace::owner(self.ipc.as_ref().ok_or_else(missing)?)
+    }
 }
 
 /// The namespace that the pins are in.
@@ -56,7 +71,8 @@ impl Pins {
         })
     }
 
-    /// Pins a sandbox's new namespaces; `ipc` says whether it has shared memory of its own too.
+    /// Pins a sandbox's new namespaces; `ipc` says whether it has shared memory of its own too, which belongs to the
+    /// root of its user namespace.
     ///
     /// Called on the thread that made them, which is in the pins' namespace afterwards and has to end.
     pub(super) fn add(
@@ -64,11 +80,12 @@ impl Pins {
         id: &str,
         ipc: Option<OwnedFd>,
         uts: Option<OwnedFd>,
+        user: Option<IdMapping>,
     ) -> io::Result<()> {
         let detach = |namespace: &OwnedFd| mount::bind_fd(namespace, false).map_err(from_kernel);
         let shm = ipc
             .is_some()
-            .then(new_shm)
+            .then(|| new_shm(user.map_or(0, |mapping| mapping.host_id)))
             .transpose()
             .map_err(from_kernel)?;
         let ipc = ipc.as_ref().map(detach).transpose()?;
@@ -153,9 +170,15 @@ impl Pins {
     }
 }
 
-fn new_shm() -> linux::Result<OwnedFd> {
-    let options = [("mode", "1777"), ("size", SHM_SIZE)]
-        .map(|(key, value)| (key.to_owned(), Some(value.to_owned())));
+fn new_shm(owner: u32) -> linux::Result<OwnedFd> {
+    let owner = owner.to_string();
+    let options = [
+        ("mode", "1777"),
+        ("size", SHM_SIZE),
+        ("uid", &owner),
+        ("gid", &owner),
+    ]
+    .map(|(key, value)| (key.to_owned(), Some(value.to_owned())));
     let attributes = mount::attr::NOSUID | mount::attr::NODEV | mount::attr::NOEXEC;
     mount::new_file_system("tmpfs", Some("shm"), &options, attributes)
 }

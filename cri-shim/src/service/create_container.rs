@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cri_api::v1::{
-    ContainerConfig, ContainerEventType, CreateContainerRequest, CreateContainerResponse, Mount,
-    security_profile,
+    ContainerConfig, ContainerEventType, CreateContainerRequest, CreateContainerResponse,
+    IdMapping, Mount, NamespaceMode, security_profile,
 };
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -76,6 +76,7 @@ impl Runtime {
                 sandbox.id()
             )));
         }
+        check_user_namespace(&sandbox, &config)?;
         let this = self.clone();
         let container = blocking(move || this.write_container(&sandbox, config)).await?;
         self.tell_of(&container, ContainerEventType::ContainerCreatedEvent);
@@ -94,7 +95,7 @@ impl Runtime {
         let hold = self.images.hold(image.layers.iter().chain(mounted));
         for mount in &image_mounts {
             // Whether there is such a part of the image is said now.
-            drop(self.mount_image(mount)?);
+            drop(self.mount_image(mount, None)?);
         }
         let id = new_id();
         let folder = self.container_folder(&id);
@@ -136,6 +137,8 @@ impl Runtime {
                 container_path: mount.container_path.clone(),
                 layers: image.layers.clone(),
                 sub_path: mount.image_sub_path.clone(),
+                uid_mappings: mount.uid_mappings.clone(),
+                gid_mappings: mount.gid_mappings.clone(),
             });
         }
         Ok(found)
@@ -172,7 +175,9 @@ impl Runtime {
             unified_cgroups: self.cgroups.unified(),
         })?;
         cdi::inject(&self.config.cdi_spec_dirs, &config, &mut specification)?;
-        write_new(folder, &specification)?;
+        let root = spec::user_mapping(&spec::sandbox_namespaces_of(&sandbox.record.config))?;
+        let root = root.map_or(0, |mapping| mapping.host_id);
+        write_new(folder, &specification, root)?;
         let log_directory = &sandbox.record.config.log_directory;
         let logged = !log_directory.is_empty() && !config.log_path.is_empty();
         Ok(ContainerRecord {
@@ -209,8 +214,8 @@ impl Runtime {
 }
 
 /// The container's folder: the writable layer, overlayfs' work folder and the specification, which holds the
-/// environment and with it secrets.
-fn write_new(folder: &Path, specification: &Spec) -> Result<(), Error> {
+/// environment and with it secrets. The writable layer belongs to the container's root, `root` on the host.
+fn write_new(folder: &Path, specification: &Spec, root: u32) -> Result<(), Error> {
     let what = || format!("make {}", folder.display());
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -223,6 +228,8 @@ fn write_new(folder: &Path, specification: &Spec) -> Result<(), Error> {
             .create(folder.join(name))
             .map_err(Error::io(what()))?;
     }
+    std::os::unix::fs::chown(folder.join("fs"), Some(root), Some(root))
+        .map_err(Error::io(what()))?;
     let bytes =
         serde_json::to_vec(specification).map_err(|error| Error::io(what())(error.into()))?;
     let mut options = std::fs::OpenOptions::new();
@@ -233,6 +240,32 @@ fn write_new(folder: &Path, specification: &Spec) -> Result<(), Error> {
         .open(folder.join(SPEC))
         .map_err(Error::io(what()))?;
     std::io::Write::write_all(&mut file, &bytes).map_err(Error::io(what()))
+}
+
+/// A container is in its sandbox's user namespace, and says so itself.
+fn check_user_namespace(sandbox: &Sandbox, config: &ContainerConfig) -> Result<(), Error> {
+    let options = spec::namespaces_of(config);
+    let wanted = spec::user_mapping(&options)?;
+    let made = spec::user_mapping(&spec::sandbox_namespaces_of(&sandbox.record.config))?;
+    if wanted != made {
+        let show = |mapping: Option<IdMapping>| match mapping {
+            Some(mapping) => format!("{} ids from {}", mapping.length, mapping.host_id),
+            None => "the host's".to_owned(),
+        };
+        return Err(Error::Invalid(format!(
+            "linux.security_context.namespace_options.userns_options: user namespace config for sandbox is different \
+             from container: {} and {}",
+            show(made),
+            show(wanted)
+        )));
+    }
+    if made.is_some() && options.pid() == NamespaceMode::Node {
+        return Err(Error::Invalid(
+            "linux.security_context.namespace_options.pid: NODE and a user namespace of the pod exclude each other"
+                .into(),
+        ));
+    }
+    Ok(())
 }
 
 /// The image's volumes but those that the request mounts something at.
@@ -266,11 +299,6 @@ fn resolve_mount(mount: &Mount) -> Result<Mount, Error> {
             host_path: image.image_ref.clone(),
             ..mount.clone()
         });
-    }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(Error::Unsupported(
-            "id-mapped mounts are not supported yet".into(),
-        ));
     }
     let path = Path::new(&mount.host_path);
     if !path.is_absolute() {

@@ -15,7 +15,7 @@ use super::Error;
 use crate::cni::{Attachment, PodIdentity, PortMapping as CniPort};
 use crate::runtime::{Runtime, blocking};
 use crate::sandbox::{self, Wanted};
-use crate::spec::sandbox_namespaces_of;
+use crate::spec::{check_owned, sandbox_namespaces_of, user_mapping};
 use crate::state::{Network, Phase, Sandbox, SandboxRecord, SandboxStatus, new_id, now_ns};
 
 impl Runtime {
@@ -28,6 +28,7 @@ impl Runtime {
             .config
             .ok_or_else(|| Error::Invalid("config is required".into()))?;
         check(&config)?;
+        self.check_user_namespace(&config)?;
         if !request.runtime_handler.is_empty() {
             let handler = request.runtime_handler;
             return Err(Error::Invalid(format!("no runtime handler is called {handler:?}")).into());
@@ -37,6 +38,16 @@ impl Runtime {
         let create = async move { this.create_sandbox(config).await.map_err(Status::from) };
         let pod_sandbox_id = self.operations.join(&key, create).await?;
         Ok(RunPodSandboxResponse { pod_sandbox_id })
+    }
+
+    fn check_user_namespace(&self, config: &PodSandboxConfig) -> Result<(), Error> {
+        let wanted = user_mapping(&sandbox_namespaces_of(config))?.is_some();
+        match &self.abilities.user_namespaces {
+            Err(why) if wanted => Err(Error::Unsupported(format!(
+                "a user namespace of the pod's own: {why}"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     async fn create_sandbox(self: Arc<Self>, config: PodSandboxConfig) -> Result<String, Error> {
@@ -119,6 +130,7 @@ impl Runtime {
             ipc: options.ipc() != NamespaceMode::Node,
             host_name: (!host_network).then(|| host_name.clone()),
             sysctls: linux.sysctls.into_iter().collect::<BTreeMap<_, _>>(),
+            user: user_mapping(&options)?,
         };
         if let Some(key) =
             sandbox::unsafe_sysctl(wanted.sysctls.keys(), wanted.network.is_some(), wanted.ipc)
@@ -128,9 +140,10 @@ impl Runtime {
             )));
         }
         let this = self.clone();
-        let owner = sandbox.clone();
+        let root = wanted.user.map_or(0, |mapping| mapping.host_id);
+        let of = sandbox.clone();
         let prepare = blocking(move || {
-            let record = &owner.record;
+            let record = &of.record;
             let limits = record
                 .config
                 .linux
@@ -139,7 +152,7 @@ impl Runtime {
             this.cgroups.ensure_pod(&record.cgroup, limits)?;
             let files = this.files(&record.id);
             files
-                .write(&host_name, record.config.dns_config.as_ref())
+                .write(&host_name, record.config.dns_config.as_ref(), root)
                 .map_err(Error::io("write the sandbox's files"))
         });
         let namespaces = sandbox::make(wanted, self.pins.clone());
@@ -211,13 +224,8 @@ fn check(config: &PodSandboxConfig) -> Result<(), Error> {
         ));
     }
     let options = sandbox_namespaces_of(config);
-    if options
-        .userns_options
-        .is_some_and(|user| user.mode() == NamespaceMode::Pod)
-    {
-        return Err(Error::Unsupported(
-            "user namespaces are not supported yet".into(),
-        ));
+    if user_mapping(&options)?.is_some() {
+        check_owned(&options)?;
     }
     if config.hostname.len() > 64 {
         return Err(Error::Invalid(

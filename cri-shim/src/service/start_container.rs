@@ -19,7 +19,7 @@ use super::Error;
 use crate::keeper::{KeeperError, LaunchReply, LaunchRequest};
 use crate::runtime::{Runtime, blocking};
 use crate::sandbox::Held;
-use crate::spec::{self, SHM, sandbox_namespaces_of};
+use crate::spec::{self, SHM, map_text, sandbox_namespaces_of, user_mapping};
 use crate::state::{
     Container, ContainerRecord, ContainerStatus, ImageMount, Launched, Sandbox, now_ns,
 };
@@ -116,7 +116,7 @@ impl Runtime {
             .get(sandbox.id())
             .await
             .map_err(Error::io("open the sandbox's namespaces"))?;
-        let pid_namespace = self.pid_namespace(container, sandbox).await?;
+        let pid_namespace = self.pid_namespace(container, sandbox, &pins).await?;
         let (this, of, owner) = (self.clone(), container.clone(), sandbox.clone());
         let (plan, fds, memory_events) =
             blocking(move || this.plan(&of, &owner, pins, pid_namespace)).await?;
@@ -170,8 +170,10 @@ impl Runtime {
         let cgroup = self.container_cgroup(record)?;
         cgroup.ensure()?;
         oci_runtime::apply_resources(&cgroup, &specification)?;
+        let options = sandbox_namespaces_of(&sandbox.record.config);
+        let user = user_namespace(sandbox, &pins)?;
         let mut namespaces: Vec<(NamespaceKind, OwnedFd)> = Vec::new();
-        if sandbox_namespaces_of(&sandbox.record.config).network() != NamespaceMode::Node {
+        if options.network() != NamespaceMode::Node {
             let pin = namespace::open(&self.netns_path(sandbox.id()))?;
             namespaces.push((NamespaceKind::Network, pin));
         }
@@ -179,12 +181,12 @@ impl Runtime {
         namespaces.extend(pins.uts.map(|pin| (NamespaceKind::Uts, pin)));
         namespaces.extend(pid_namespace.map(|pin| (NamespaceKind::Pid, pin)));
         let memory_events = cgroup.oom_counter().ok();
-        let rootfs = self.mount_rootfs(container)?;
-        let volumes = volumes(&rootfs, record, &mut specification)?;
+        let rootfs = self.mount_rootfs(container, user.as_ref())?;
+        let owner = user_mapping(&options)?.map(|mapping| mapping.host_id);
+        let volumes = volumes(&rootfs, record, owner, &mut specification)?;
         let mut resources = LaunchResources::new(&record.id, Rootfs::Detached(rootfs));
         resources.bundle = self.container_folder(&record.id);
         resources.cgroup = Some(cgroup);
-        resources.namespaces = namespaces;
         resources.mounts = pins
             .shm
             .map(|shm| (PathBuf::from(SHM), shm))
@@ -193,40 +195,58 @@ impl Runtime {
             .collect();
         for mount in &record.image_mounts {
             let target = spec::clean_path(&mount.container_path);
-            resources
-                .mounts
-                .push((target.into(), self.mount_image(mount)?));
+            let mapping = image_mapping(mount)?;
+            let mounted = self.mount_image(mount, mapping.as_ref())?;
+            resources.mounts.push((target.into(), mounted));
         }
+        namespaces.extend(user.map(|user| (NamespaceKind::User, user)));
+        resources.namespaces = namespaces;
         let (plan, fds) = oci_runtime::plan_launch(&specification, resources)?;
         Ok((plan, fds, memory_events))
     }
 
-    /// The image's layers with the container's writable one on top, as a mount that nobody else sees.
-    fn mount_rootfs(&self, container: &Container) -> Result<OwnedFd, Error> {
+    /// The image's layers with the container's writable one on top, as a mount that nobody else sees; with the layers'
+    /// ids as those of the pod's user namespace, if it has one.
+    fn mount_rootfs(
+        &self,
+        container: &Container,
+        user: Option<&OwnedFd>,
+    ) -> Result<OwnedFd, Error> {
         let folder = self.container_folder(container.id());
         let layers = self.images.directories(&container.record.layers)?;
         let lowers: Vec<&Path> = layers.iter().map(PathBuf::as_path).collect();
         let (upper, work) = (folder.join("fs"), folder.join("work"));
-        Ok(linux::mount::overlay(linux::mount::Overlay {
-            lowers: &lowers,
-            upper: Some((&upper, &work)),
-            volatile: false,
-        })?)
+        Ok(overlay(
+            linux::mount::Overlay {
+                lowers: &lowers,
+                upper: Some((&upper, &work)),
+                volatile: false,
+            },
+            user,
+        )?)
     }
 
-    /// An image as a mount that nobody else sees and nobody can write to, or what of it is asked for.
-    pub(super) fn mount_image(&self, image: &ImageMount) -> Result<OwnedFd, Error> {
+    /// An image as a mount that nobody else sees and nobody can write to, or what of it is asked for; with its ids
+    /// mapped by a user namespace.
+    pub(super) fn mount_image(
+        &self,
+        image: &ImageMount,
+        mapping: Option<&OwnedFd>,
+    ) -> Result<OwnedFd, Error> {
         let mut layers = self.images.directories(&image.layers)?;
         if let [_] = layers.as_slice() {
             // One layer alone isn't an overlay.
             layers.push(self.images.directories(&[])?.remove(0));
         }
         let lowers: Vec<&Path> = layers.iter().map(PathBuf::as_path).collect();
-        let whole = linux::mount::overlay(linux::mount::Overlay {
-            lowers: &lowers,
-            upper: None,
-            volatile: false,
-        })?;
+        let whole = overlay(
+            linux::mount::Overlay {
+                lowers: &lowers,
+                upper: None,
+                volatile: false,
+            },
+            mapping,
+        )?;
         if image.sub_path.is_empty() {
             return Ok(whole);
         }
@@ -239,11 +259,12 @@ impl Runtime {
         &self,
         container: &Container,
         sandbox: &Sandbox,
+        pins: &Held,
     ) -> Result<Option<OwnedFd>, Error> {
         let options = spec::namespaces_of(&container.record.config);
         let (pid, pidfd) = match options.pid() {
             NamespaceMode::Pod => {
-                let init = self.ensure_init(sandbox).await?;
+                let init = self.ensure_init(sandbox, pins).await?;
                 (init.pid, init.pidfd)
             }
             NamespaceMode::Target => {
@@ -266,15 +287,16 @@ impl Runtime {
 
     /// The init of the pod's shared pid namespace, started for the first container that wants one, and anew if it was
     /// killed (and with it all of its namespace). The keeper knows it by the sandbox's id.
-    async fn ensure_init(&self, sandbox: &Sandbox) -> Result<LaunchReply, Error> {
+    async fn ensure_init(&self, sandbox: &Sandbox, pins: &Held) -> Result<LaunchReply, Error> {
         let _turn = sandbox.init_turn.lock().await;
         let cgroup = self.init_cgroup(&sandbox.record)?;
         cgroup.ensure()?;
         for again in [true, false] {
             let (plan, fds) = oci_runtime::CgroupPlan::open(&cgroup)?;
+            let user = user_namespace(sandbox, pins)?;
             match self
                 .keeper
-                .launch_pod_init(sandbox.id(), &plan, fds, None)
+                .launch_pod_init(sandbox.id(), &plan, fds, user)
                 .await
             {
                 Err(KeeperError::WrongState { .. }) if again => {
@@ -295,18 +317,62 @@ impl Runtime {
     }
 }
 
+/// The sandbox's own user namespace, if it has one.
+fn user_namespace(sandbox: &Sandbox, pins: &Held) -> Result<Option<OwnedFd>, Error> {
+    match user_mapping(&sandbox_namespaces_of(&sandbox.record.config))? {
+        Some(_) => Ok(Some(pins.owner()?)),
+        None => Ok(None),
+    }
+}
+
+fn overlay(layers: linux::mount::Overlay<'_>, mapping: Option<&OwnedFd>) -> linux::Result<OwnedFd> {
+    match mapping {
+        None => linux::mount::overlay(layers),
+        Some(user) => linux::mount::overlay_mapped(layers, user),
+    }
+}
+
+/// A user namespace with an image mount's own mappings, if it has some.
+fn image_mapping(mount: &ImageMount) -> linux::Result<Option<OwnedFd>> {
+    if mount.uid_mappings.is_empty() {
+        return Ok(None);
+    }
+    let [uids, gids] = [&mount.uid_mappings, &mount.gid_mappings].map(|maps| map_text(maps));
+    namespace::user_with_mapping(&uids, &gids).map(Some)
+}
+
+/// Gives what was just made of a path to the container's root. In its root file system nothing else is the host's root's.
+fn give_made_folders(rootfs: &OwnedFd, path: &Path, owner: u32) -> Result<(), Error> {
+    use rustix::fs::{AtFlags, Gid, Uid, chownat, fstat};
+    for part in path.ancestors() {
+        let folder = linux::path::open_in_root(rootfs, part, OFlags::PATH)?;
+        let what = || Error::io(format!("give {} to the container's root", part.display()));
+        if fstat(&folder).map_err(|errno| what()(errno.into()))?.st_uid == 0 {
+            let (uid, gid) = (Uid::from_raw(owner), Gid::from_raw(owner));
+            chownat(&folder, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
+                .map_err(|errno| what()(errno.into()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes the image's volumes. They are a part of the container's own writable layer, with what the image has in them,
 /// and go with it; where the root file system is read-only, they stay writable.
 fn volumes(
     rootfs: &OwnedFd,
     record: &ContainerRecord,
+    owner: Option<u32>,
     specification: &mut Spec,
 ) -> Result<Vec<(PathBuf, OwnedFd)>, Error> {
     let root = specification.root().as_ref();
     let readonly = root.and_then(|root| root.readonly()).unwrap_or(false);
     let mut bound = Vec::new();
     for volume in &record.volumes {
-        let folder = linux::path::ensure_in_root(rootfs, Path::new(volume), Target::Directory)?;
+        let path = Path::new(volume);
+        let folder = linux::path::ensure_in_root(rootfs, path, Target::Directory)?;
+        if let Some(owner) = owner {
+            give_made_folders(rootfs, path, owner)?;
+        }
         if !readonly {
             continue;
         }

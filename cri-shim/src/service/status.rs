@@ -67,8 +67,8 @@ impl Runtime {
             info.insert("config".to_owned(), shown.to_string());
         }
         let features = RuntimeHandlerFeatures {
-            recursive_read_only_mounts: true,
-            user_namespaces: false,
+            recursive_read_only_mounts: self.abilities.recursive_read_only_mounts,
+            user_namespaces: self.abilities.user_namespaces.is_ok(),
         };
         StatusResponse {
             status: Some(RuntimeStatus { conditions }),

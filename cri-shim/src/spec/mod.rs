@@ -9,12 +9,14 @@ mod signal;
 #[cfg(test)]
 mod tests;
 mod user;
+mod user_namespace;
 
 pub use mounts::{Files, SHM, clean as clean_path, volume};
 pub use process::exec as exec_process;
 pub use resources::{cgroup_resources, is_empty as resources_are_empty};
 pub use signal::{name as signal_name, parse as parse_signal};
 pub use user::{Accounts, User, UserError};
+pub use user_namespace::{check_owned, map_text, user_mapping};
 
 use cri_api::v1::{
     ContainerConfig, LinuxContainerSecurityContext, Mount, NamespaceMode, NamespaceOption,
@@ -25,6 +27,7 @@ use oci_spec::runtime::{
 };
 
 use crate::image::Execution;
+use user_namespace::oci_mappings;
 
 /// A request that can't be turned into a specification.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -91,6 +94,10 @@ pub fn container(inputs: Inputs<'_>) -> Result<Spec, Error> {
         inputs.seccomp
     });
     linux.set_rootfs_propagation(propagation.map(str::to_owned));
+    if let Some(mapping) = user_mapping(&sandbox_namespaces_of(inputs.sandbox))? {
+        linux.set_uid_mappings(Some(oci_mappings(&[mapping])?));
+        linux.set_gid_mappings(Some(oci_mappings(&[mapping])?));
+    }
     let paths = |paths: &[String]| (!security.privileged).then(|| paths.to_vec());
     linux.set_masked_paths(paths(&security.masked_paths));
     linux.set_readonly_paths(paths(&security.readonly_paths));
@@ -161,6 +168,10 @@ fn namespaces(
     let node = NamespaceMode::Node;
     let host_network = sandbox.network() == node;
     let kinds = [
+        (
+            Kind::User,
+            user_mapping(&sandbox).is_ok_and(|mapping| mapping.is_some()),
+        ),
         (Kind::Mount, true),
         (Kind::Pid, options.pid() != node),
         (Kind::Network, !host_network),

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use cri_api::v1::{LinuxContainerSecurityContext, Mount as Asked, MountPropagation};
+use cri_api::v1::{IdMapping, LinuxContainerSecurityContext, Mount as Asked, MountPropagation};
 use oci_spec::runtime::Mount;
 
-use super::{Error, Inputs};
+use super::user_namespace::{mount_mappings, oci_mappings, user_mapping};
+use super::{Error, Inputs, sandbox_namespaces_of};
 
 /// Where the sandbox's shared memory appears.
 pub const SHM: &str = "/dev/shm";
@@ -23,6 +24,7 @@ pub fn container(
     inputs: &Inputs<'_>,
     security: &LinuxContainerSecurityContext,
 ) -> Result<Vec<Mount>, Error> {
+    let of_pod = user_mapping(&sandbox_namespaces_of(inputs.sandbox))?;
     let mut asked: Vec<&Asked> = inputs.mounts.iter().collect();
     asked.sort_by_key(|mount| depth(&mount.container_path));
     let taken = |path: &str| {
@@ -30,22 +32,37 @@ pub fn container(
             .iter()
             .any(|mount| clean(&mount.container_path) == path)
     };
-    let mut mounts: Vec<Mount> = defaults(inputs, security)
+    let mut mounts: Vec<Mount> = defaults(inputs, security, of_pod)
         .into_iter()
         .filter(|mount| !taken(&mount.destination().to_string_lossy()))
         .collect();
     for mount in asked {
-        mounts.push(bind(mount)?);
+        mounts.push(bind(mount, of_pod)?);
     }
     Ok(mounts)
 }
 
-fn defaults(inputs: &Inputs<'_>, security: &LinuxContainerSecurityContext) -> Vec<Mount> {
+fn defaults(
+    inputs: &Inputs<'_>,
+    security: &LinuxContainerSecurityContext,
+    of_pod: Option<IdMapping>,
+) -> Vec<Mount> {
     let access = if security.privileged { "rw" } else { "ro" };
     let quiet = ["nosuid", "noexec", "nodev"];
     let with = |more: &[&'static str]| -> Vec<&'static str> {
         quiet.iter().chain(more).copied().collect()
     };
+    let mut terminals = vec![
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+    ];
+    // The terminals' group, if the pod has it.
+    if of_pod.is_none_or(|mapping| mapping.length > 5) {
+        terminals.push("gid=5");
+    }
     let file_access = if security.readonly_rootfs { "ro" } else { "rw" };
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &quiet),
@@ -55,19 +72,7 @@ fn defaults(inputs: &Inputs<'_>, security: &LinuxContainerSecurityContext) -> Ve
             "tmpfs",
             &["nosuid", "strictatime", "mode=755", "size=65536k"],
         ),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
-        ),
+        mount("/dev/pts", "devpts", "devpts", &terminals),
         mount("/sys", "sysfs", "sysfs", &with(&[access])),
         mount(
             "/sys/fs/cgroup",
@@ -95,7 +100,7 @@ fn defaults(inputs: &Inputs<'_>, security: &LinuxContainerSecurityContext) -> Ve
     mounts
 }
 
-fn bind(asked: &Asked) -> Result<Mount, Error> {
+fn bind(asked: &Asked, of_pod: Option<IdMapping>) -> Result<Mount, Error> {
     if !asked.container_path.starts_with('/') {
         return Err(Error::invalid(
             "mounts.container_path",
@@ -124,12 +129,30 @@ fn bind(asked: &Asked) -> Result<Mount, Error> {
         (true, false) => "ro",
         (false, false) => "rw",
     };
-    Ok(mount(
+    let mut options = vec!["rbind", propagation, access];
+    let mappings = mount_mappings(asked)?;
+    let image = asked
+        .image
+        .as_ref()
+        .is_some_and(|image| !image.image.is_empty());
+    let as_pods = mappings.is_some_and(|[uids, gids]| {
+        of_pod.is_some_and(|mapping| uids == [mapping] && gids == [mapping])
+    });
+    // The pod's namespace is there already; another mapping takes one more. An image's layers are mapped one by one.
+    if as_pods && !image {
+        options.push("idmap");
+    }
+    let mut mount = mount(
         &clean(&asked.container_path),
         "bind",
         &asked.host_path,
-        &["rbind", propagation, access],
-    ))
+        &options,
+    );
+    if let Some([uids, gids]) = mappings.filter(|_| !as_pods && !image) {
+        mount.set_uid_mappings(Some(oci_mappings(uids)?));
+        mount.set_gid_mappings(Some(oci_mappings(gids)?));
+    }
+    Ok(mount)
 }
 
 /// An image's volume, which comes as a descriptor.

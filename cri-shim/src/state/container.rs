@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cri_api::v1::{
     ContainerConfig, ContainerResources, ContainerState, ContainerStatus as CriStatus,
-    ContainerUser, ImageSpec, LinuxContainerResources, LinuxContainerUser,
+    ContainerUser, IdMapping, ImageSpec, LinuxContainerResources, LinuxContainerUser,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -72,6 +72,11 @@ pub struct ImageMount {
     pub layers: Vec<Digest>,
     /// What of the image; all of it if empty.
     pub sub_path: String,
+    /// How its ids are mapped, as the request says it; not at all if empty.
+    #[serde(default)]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(default)]
+    pub gid_mappings: Vec<IdMapping>,
 }
 
 /// What changes.

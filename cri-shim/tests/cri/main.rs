@@ -11,3 +11,4 @@ mod lifecycle;
 mod logs;
 mod node;
 mod recovery;
+mod user_namespaces;

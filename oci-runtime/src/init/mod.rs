@@ -19,7 +19,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-pub(crate) use process::set_limits;
+pub(crate) use process::{own_streams_outside, set_limits};
 
 /// The descriptors of a plan, as they arrived.
 #[derive(Clone, Copy)]
@@ -279,6 +279,9 @@ pub(crate) fn run_exec(
         .copied()
         .filter(|kind| *kind != NamespaceKind::Pid)
         .collect();
+    if plan.kinds.contains(&NamespaceKind::User) {
+        own_streams_outside(&plan.process, stdio)?;
+    }
     if !kinds.is_empty() {
         namespace::join(fds.get(plan.pidfd)?, &kinds).step(|| "join the container's namespaces")?;
     }

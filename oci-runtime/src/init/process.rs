@@ -166,6 +166,26 @@ fn attach_stdio(plan: &ProcessPlan, stdio: &ChildStdio<'_>) -> Result<(), Launch
     Ok(())
 }
 
+/// Hands pipes, and a terminal that was made for this process, to the container's user while that can be done from
+/// outside of its user namespace, which need not map their present owner.
+pub(crate) fn own_streams_outside(
+    plan: &ProcessPlan,
+    stdio: &ChildStdio<'_>,
+) -> Result<(), LaunchError> {
+    let (Some(uid), Some(streams)) = (plan.outer_uid, stdio.streams()) else {
+        return Ok(());
+    };
+    let made_here = matches!(stdio, ChildStdio::Terminal(_));
+    for stream in streams {
+        let pipe = rustix::fs::fstat(stream)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+        if made_here || pipe {
+            own_stream(stream, uid).step(|| "hand the standard streams to the user")?;
+        }
+    }
+    Ok(())
+}
+
 fn own_stream(stream: &OwnedFd, uid: u32) -> linux::Result<()> {
     let failed = |operation, errno: rustix::io::Errno| {
         linux::Error::new(operation, "stream", errno.raw_os_error())

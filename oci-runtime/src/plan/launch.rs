@@ -1,17 +1,18 @@
 //! A whole spec, resolved.
 
+use super::devices::plan_devices;
 use super::hooks::{HooksPlan, hook_state, plan_hooks};
 use super::mounts::{self, MountContext, parse_rootfs_propagation};
 use super::namespaces::plan_namespaces;
 use super::process::{plan_containers_own, plan_process, session_keyring, setgroups_allowed};
-use super::{CgroupPlan, DevicePlan, DeviceSource, FdList, LaunchPlan, NamespacePlan, RootfsPlan};
+use super::{CgroupPlan, FdList, LaunchPlan, NamespacePlan, RootfsPlan};
 use crate::error::{DuringPlan, Error};
 use crate::net_devices::plan_net_devices;
 use crate::seccomp;
 use linux::cgroup::Cgroup;
 use linux::mount::{self, Attributes, Propagation};
 use linux::namespace::{self, NamespaceKind};
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
+use oci_spec::runtime::{Linux, Spec};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -346,108 +347,6 @@ fn plan_terminal(
     )
     .during(|| "open the host's /dev/pts for a container without one")?;
     Ok(fds.push(host))
-}
-
-const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
-];
-
-fn plan_devices(
-    spec: &Spec,
-    linux: &Linux,
-    mapped: bool,
-    fds: &mut FdList,
-) -> Result<Option<Vec<DevicePlan>>, Error> {
-    let host_dev = spec.mounts().iter().flatten().any(|mount| {
-        let bound = mount
-            .options()
-            .iter()
-            .flatten()
-            .any(|option| option == "bind" || option == "rbind");
-        mount.destination() == Path::new("/dev")
-            && (bound || mount.typ().as_deref() == Some("bind"))
-    });
-    if host_dev {
-        return Ok(None);
-    }
-    let listed = linux.devices().as_deref().unwrap_or_default();
-    let mut out = Vec::new();
-    for (path, major, minor) in DEFAULT_DEVICES {
-        if listed.iter().any(|device| device.path() == Path::new(path)) {
-            continue;
-        }
-        let node = DeviceSource::Node {
-            mode: libc::S_IFCHR | 0o666,
-            major,
-            minor,
-            uid: 0,
-            gid: 0,
-        };
-        out.push(device_plan(PathBuf::from(path), node, mapped, fds)?);
-    }
-    for (position, device) in listed.iter().enumerate() {
-        let node = device_node(position, device)?;
-        out.push(device_plan(
-            Path::new("/").join(device.path()),
-            node,
-            mapped,
-            fds,
-        )?);
-    }
-    Ok(Some(out))
-}
-
-fn device_plan(
-    path: PathBuf,
-    node: DeviceSource,
-    mapped: bool,
-    fds: &mut FdList,
-) -> Result<DevicePlan, Error> {
-    if !mapped {
-        return Ok(DevicePlan { path, source: node });
-    }
-    let bound =
-        mount::bind(&path, false).during(|| format!("open host's device {}", path.display()))?;
-    let private = Attributes {
-        propagation: Some(Propagation::Private),
-        ..Attributes::default()
-    };
-    mount::set_attributes(&bound, false, &private)
-        .during(|| format!("make device {} private", path.display()))?;
-    Ok(DevicePlan {
-        path,
-        source: DeviceSource::Bind(fds.push(bound)),
-    })
-}
-
-fn device_node(position: usize, device: &LinuxDevice) -> Result<DeviceSource, Error> {
-    let field = || format!("linux.devices[{position}]");
-    let kind = match device.typ() {
-        LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
-        LinuxDeviceType::B => libc::S_IFBLK,
-        LinuxDeviceType::P => libc::S_IFIFO,
-        LinuxDeviceType::A => return Err(Error::spec(field(), "a node can't be of type a")),
-    };
-    let number = |value: i64| {
-        u32::try_from(value).map_err(|_| Error::spec(field(), "device number out of range"))
-    };
-    let (major, minor) = if kind == libc::S_IFIFO {
-        (0, 0)
-    } else {
-        (number(device.major())?, number(device.minor())?)
-    };
-    Ok(DeviceSource::Node {
-        mode: kind | (device.file_mode().unwrap_or(0o666) & 0o7777),
-        major,
-        minor,
-        uid: device.uid().unwrap_or(0),
-        gid: device.gid().unwrap_or(0),
-    })
 }
 
 /// `linux.sysctl`: only what belongs to a namespace of the container's may be set.

@@ -2,6 +2,7 @@
 
 mod bind_flags;
 mod cgroup;
+mod devices;
 mod hooks;
 mod launch;
 mod mounts;

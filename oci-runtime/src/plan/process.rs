@@ -1,5 +1,6 @@
 //! `process` of a spec, for a container's first process and for an exec.
 
+use super::namespaces::host_id;
 use super::scheduling::{plan_memory_policy, plan_scheduling};
 use super::{CgroupPlan, ExecPlan, FdList, ProcessPlan};
 use crate::error::{DuringPlan, Error};
@@ -169,6 +170,7 @@ pub(crate) fn plan_process(process: &Process, user_namespaced: bool) -> Result<P
         terminal_size: size.filter(|size| *size != (0, 0)),
         uid: user.uid(),
         gid: user.gid(),
+        outer_uid: None,
         groups: Some(user.additional_gids().clone().unwrap_or_default()),
         umask: user.umask(),
         capabilities: if user_namespaced {
@@ -203,6 +205,7 @@ pub(super) fn plan_containers_own(linux: &Linux, plan: &mut ProcessPlan) -> Resu
         .map(plan_memory_policy)
         .transpose()?;
     plan.personality = linux.personality().as_ref().map(plan_personality);
+    plan.outer_uid = host_id(linux.uid_mappings(), plan.uid);
     Ok(())
 }
 

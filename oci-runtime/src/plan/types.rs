@@ -170,6 +170,8 @@ pub(crate) struct ProcessPlan {
     pub terminal_size: Option<(u16, u16)>,
     pub uid: u32,
     pub gid: u32,
+    /// The user's id outside of its user namespace, if it has one and the spec says its mapping.
+    pub outer_uid: Option<u32>,
     /// `None` where setgroups is denied.
     pub groups: Option<Vec<u32>>,
     pub umask: Option<u32>,
