@@ -12,6 +12,9 @@ use tokio::time::Instant;
 
 pub use file::Error as FileError;
 
+/// How many ids a pod with a user namespace has at least.
+const IDS_UNIT: u32 = 65_536;
+
 /// Everything that a kubelet needs to know; no file is read behind its back.
 ///
 /// [`Config::new`] gives upstream's defaults for a node of a given name.
@@ -44,6 +47,8 @@ pub struct Config {
     pub static_pod_path: Option<PathBuf>,
     /// `status.capacity.pods`.
     pub max_pods: u32,
+    /// How many ids a pod with `hostUsers: false` gets: 65536, or a multiple of it (`userNamespaces.idsPerPod`).
+    pub ids_per_pod: u32,
     /// Labels that the node registers with, besides the well-known ones.
     pub node_labels: BTreeMap<String, String>,
     /// Whether to create and maintain the Node object.
@@ -110,6 +115,7 @@ impl Config {
             resolv_conf: "/etc/resolv.conf".into(),
             static_pod_path: None,
             max_pods: 110,
+            ids_per_pod: IDS_UNIT,
             node_labels: BTreeMap::new(),
             register_node: true,
             reserved: BTreeMap::new(),

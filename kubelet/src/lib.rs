@@ -38,6 +38,7 @@ mod source;
 mod spec;
 mod status;
 mod tokens;
+mod user_namespaces;
 mod volumes;
 mod wakes;
 mod worker;
@@ -240,6 +241,7 @@ async fn assemble(
         images: Images::new(cri.clone(), recorder.clone()),
         probes: ProbeRunner::new(cri.clone(), recorder.clone(), wakes.clone()),
         writer: StatusWriter::new(client.clone()),
+        user_ranges: user_namespaces::Ranges::new(config.root_dir.join("pods"), config.ids_per_pod),
         node_memory: machine.memory_bytes,
         cgroup_unified: node::cgroup_unified(),
         runtime_name: version.map_or_else(|_| "unknown".to_owned(), |v| v.runtime_name),

@@ -13,6 +13,7 @@ use crate::services::Services;
 use crate::spec::dns::NodeDns;
 use crate::status::StatusWriter;
 use crate::tokens::Tokens;
+use crate::user_namespaces::Ranges;
 use crate::wakes::Wakes;
 
 /// The parts of a kubelet, as its workers use them.
@@ -41,6 +42,8 @@ pub struct Shared {
     pub probes: ProbeRunner,
     /// Statuses.
     pub writer: StatusWriter,
+    /// Ids of pods with user namespaces.
+    pub user_ranges: Ranges,
     /// The node, as the downward API shows it.
     pub facts: NodeFacts,
     /// The node's resolver and the cluster's.

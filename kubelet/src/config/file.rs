@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use api::quantity::Quantity;
 use serde::Deserialize;
 
-use super::{Config, ServerConfig};
+use super::{Config, IDS_UNIT, ServerConfig};
 
 /// A file that can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +66,15 @@ struct File {
     container_log_max_size: Option<String>,
     container_log_max_files: Option<u32>,
     container_runtime_endpoint: Option<String>,
+    user_namespaces: UserNamespaces,
     #[serde(flatten)]
     others: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct UserNamespaces {
+    ids_per_pod: Option<i64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -105,6 +112,8 @@ impl Config {
             .as_deref()
             .map(|text| bytes("containerLogMaxSize", text))
             .transpose()?;
+        let ids = file.user_namespaces.ids_per_pod.map(ids_per_pod);
+        take(&mut self.ids_per_pod, ids.transpose()?);
         take(&mut self.log_max_bytes, logs);
         take(&mut self.log_max_files, file.container_log_max_files);
         take(&mut self.cluster_domain, file.cluster_domain);
@@ -177,6 +186,16 @@ fn bytes(field: &'static str, text: &str) -> Result<u64, Error> {
     Ok(amount.value().max(0).unsigned_abs())
 }
 
+fn ids_per_pod(count: i64) -> Result<u32, Error> {
+    u32::try_from(count)
+        .ok()
+        .filter(|count| *count > 0 && count % IDS_UNIT == 0)
+        .ok_or_else(|| Error::Value {
+            field: "userNamespaces.idsPerPod",
+            cause: format!("{count} is not a multiple of {IDS_UNIT} below 2^32"),
+        })
+}
+
 fn quantity(text: &str) -> Result<Quantity, Error> {
     text.parse()
         .map_err(|error: api::quantity::ParseError| Error::Value {
@@ -202,6 +221,22 @@ mod tests {
         assert_eq!(config.cri_socket, PathBuf::from("/run/x.sock"));
         assert_eq!(config.reserved["cpu"], "300m");
         assert_eq!(config.max_pods, 110);
+    }
+
+    #[test]
+    fn ids_of_a_pod_come_in_multiples_of_65536() {
+        let mut config = Config::new("n", Vec::new());
+        let mut apply = |ids: &str| {
+            let text = format!(
+                "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nuserNamespaces: {{idsPerPod: {ids}}}\n"
+            );
+            config.apply_file(&text).map(|_| config.ids_per_pod)
+        };
+        assert_eq!(apply("131072").expect("a configuration"), 131_072);
+        for bad in ["0", "65537", "-65536", "4294967296"] {
+            let error = apply(bad).expect_err(bad).to_string();
+            assert!(error.contains("userNamespaces.idsPerPod"), "{error}");
+        }
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct Ingredients<'a> {
     pub image_ref: String,
     /// The image's own user.
     pub image_user: &'a ImageUser,
+    /// The pod's ids on the host, if it has a user namespace of its own.
+    pub user: Option<v1::IdMapping>,
     /// Whether a container without a seccomp profile gets the runtime's own.
     pub seccomp_default: bool,
     /// The node's memory, bytes.
@@ -38,8 +40,13 @@ pub fn container_config(
     container: &Container,
     with: Ingredients,
 ) -> Result<v1::ContainerConfig, security::Error> {
-    let security_context =
-        security::container_context(pod, container, with.image_user, with.seccomp_default)?;
+    let security_context = security::container_context(
+        pod,
+        container,
+        with.image_user,
+        with.user,
+        with.seccomp_default,
+    )?;
     let value = env::lookup(&with.env);
     let words = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter()
@@ -67,7 +74,7 @@ pub fn container_config(
             .into_iter()
             .map(|(key, value)| v1::KeyValue { key, value })
             .collect(),
-        mounts: with.mounts,
+        mounts: mapped(with.mounts, with.user),
         labels: container_labels(pod, container),
         annotations: annotations(pod, container, with.restart_count),
         log_path: log_path(&container.name, with.restart_count),
@@ -86,6 +93,15 @@ pub fn container_config(
         stop_signal: stop_signal(container) as i32,
         ..v1::ContainerConfig::default()
     })
+}
+
+/// What is root's in a volume is the pod's root's.
+fn mapped(mut mounts: Vec<v1::Mount>, user: Option<v1::IdMapping>) -> Vec<v1::Mount> {
+    for mount in &mut mounts {
+        mount.uid_mappings = user.into_iter().collect();
+        mount.gid_mappings = user.into_iter().collect();
+    }
+    mounts
 }
 
 /// The log's path below the pod's log folder.
@@ -154,6 +170,7 @@ mod tests {
             mounts: Vec::new(),
             image_ref: "sha256:1".into(),
             image_user: &ImageUser::default(),
+            user: None,
             seccomp_default: true,
             node_memory: 1,
             cgroup_unified: true,

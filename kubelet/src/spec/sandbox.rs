@@ -21,6 +21,8 @@ pub struct NodeSetup<'a> {
     pub seccomp_default: bool,
     /// Where pod cgroups begin.
     pub cgroup_root: &'a str,
+    /// The pod's ids on the host, if it has a user namespace of its own.
+    pub user: Option<v1::IdMapping>,
     /// The folder of the pod's logs.
     pub log_directory: String,
 }
@@ -79,7 +81,7 @@ pub fn sandbox_config(pod: &Pod, attempt: u32, node: &NodeSetup) -> v1::PodSandb
         linux: Some(v1::LinuxPodSandboxConfig {
             cgroup_parent: resources::cgroup_parent(node.cgroup_root, pod),
             security_context: Some(v1::LinuxSandboxSecurityContext {
-                namespace_options: Some(security::namespace_options(pod)),
+                namespace_options: Some(security::namespace_options(pod, node.user)),
                 run_as_user: context.run_as_user.map(|value| v1::Int64Value { value }),
                 run_as_group: context.run_as_group.map(|value| v1::Int64Value { value }),
                 supplemental_groups: groups,
@@ -152,6 +154,7 @@ mod tests {
             dns: &dns,
             seccomp_default: true,
             cgroup_root: "/",
+            user: None,
             log_directory: "/logs".into(),
         };
         let config = sandbox_config(&pod, 2, &setup);

@@ -4,6 +4,7 @@ use cri_api::v1;
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SELinuxOptions, SeccompProfile};
 
 use crate::pod::PodExt;
+use crate::user_namespaces;
 
 /// A container that its image doesn't allow to start (CreateContainerConfigError).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,8 +53,8 @@ const READONLY_PATHS: &[&str] = &[
     "/proc/sysrq-trigger",
 ];
 
-/// The namespaces that the pod and its containers use.
-pub fn namespace_options(pod: &Pod) -> v1::NamespaceOption {
+/// The namespaces that the pod and its containers use; `user` are its ids if it has a user namespace of its own.
+pub fn namespace_options(pod: &Pod, user: Option<v1::IdMapping>) -> v1::NamespaceOption {
     let spec = pod.pod_spec();
     let node = |on: Option<bool>, otherwise| {
         if on == Some(true) {
@@ -72,7 +73,7 @@ pub fn namespace_options(pod: &Pod) -> v1::NamespaceOption {
         pid: node(spec.host_pid, pid),
         ipc: node(spec.host_ipc, v1::NamespaceMode::Pod),
         target_id: String::new(),
-        userns_options: None,
+        userns_options: user.map(user_namespaces::options),
     }
 }
 
@@ -81,6 +82,7 @@ pub fn container_context(
     pod: &Pod,
     container: &Container,
     image: &ImageUser,
+    user_namespace: Option<v1::IdMapping>,
     seccomp_default: bool,
 ) -> Result<v1::LinuxContainerSecurityContext, Error> {
     let of_pod = pod.pod_spec().security_context.clone().unwrap_or_default();
@@ -109,7 +111,7 @@ pub fn container_context(
             add_ambient_capabilities: Vec::new(),
         }),
         privileged,
-        namespace_options: Some(namespace_options(pod)),
+        namespace_options: Some(namespace_options(pod, user_namespace)),
         selinux_options: own
             .se_linux_options
             .or(of_pod.se_linux_options)
@@ -241,7 +243,7 @@ mod tests {
             json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec}),
         )
         .expect("a pod");
-        container_context(&pod, &pod.pod_spec().containers[0], image, true)
+        container_context(&pod, &pod.pod_spec().containers[0], image, None, true)
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub struct Worker {
     finished: bool,
     references: BTreeSet<Reference>,
     present: Present,
+    /// The pod's ids on the host, if it has a user namespace of its own.
+    user: Option<cri_api::v1::IdMapping>,
     places: Option<Places>,
     volume_inputs: Option<sync::VolumeInputs>,
     token_refresh: Option<Timestamp>,
@@ -127,6 +129,7 @@ impl Worker {
             finished: false,
             references: BTreeSet::new(),
             present: Present::default(),
+            user: None,
             places: None,
             volume_inputs: None,
             token_refresh: None,

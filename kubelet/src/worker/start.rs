@@ -228,6 +228,7 @@ impl Worker {
                 mounts: std::mem::take(&mut mounts.mounts),
                 image_ref: image.reference.clone(),
                 image_user: &image.user,
+                user: self.user,
                 seccomp_default: self.shared.config.seccomp_default,
                 node_memory: self.shared.node_memory,
                 cgroup_unified: self.shared.cgroup_unified,

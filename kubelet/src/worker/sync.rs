@@ -92,6 +92,10 @@ impl Worker {
                 return false;
             }
         }
+        let makes = plan.create_sandbox.is_some() || !plan.start.is_empty();
+        if makes && !self.user_namespace(pod).await {
+            return false;
+        }
         let ready = match plan.create_sandbox {
             Some(attempt) => self.sandbox_and_volumes(pod, attempt).await,
             None => self.volumes(pod).await,
@@ -171,6 +175,52 @@ impl Worker {
         }
     }
 
+    /// Sees to the ids of a pod with `hostUsers: false`; tells whether it may go on.
+    async fn user_namespace(&mut self, pod: &Arc<Pod>) -> bool {
+        if pod.pod_spec().host_users != Some(false) || self.user.is_some() {
+            return true;
+        }
+        if self.sandbox_retry.waits().is_some() {
+            return false;
+        }
+        match self.ids().await {
+            Ok(mapping) => {
+                self.user = Some(mapping);
+                true
+            }
+            Err(message) => {
+                let message = format!("Failed to create pod sandbox: user namespace: {message}");
+                self.stages.wait_for(vec![message.clone()]);
+                self.shared
+                    .recorder
+                    .pod(pod, Kind::Warning, "FailedCreatePodSandBox", message);
+                self.sandbox_retry.failed();
+                false
+            }
+        }
+    }
+
+    async fn ids(&self) -> Result<cri_api::v1::IdMapping, String> {
+        let asked = self.shared.cri.status(Default::default()).await;
+        let handlers = asked.map_err(|error| error.to_string())?.runtime_handlers;
+        let able = |handler: &cri_api::v1::RuntimeHandler| {
+            handler.name.is_empty()
+                && handler
+                    .features
+                    .is_some_and(|features| features.user_namespaces)
+        };
+        if !handlers.iter().any(able) {
+            return Err(
+                "the runtime does not support user namespaces (hostUsers: false)".to_owned(),
+            );
+        }
+        let (shared, uid) = (self.shared.clone(), self.uid.clone());
+        let work =
+            tokio::task::spawn_blocking(move || shared.user_ranges.ensure(uid.as_str())).await;
+        work.map_err(|error| error.to_string())?
+            .map_err(|error| error.to_string())
+    }
+
     pub(super) fn node_setup(&self, pod: &Pod) -> NodeSetup<'_> {
         let config = &self.shared.config;
         let logs = config.pod_log_dir(pod.namespace(), pod.name(), self.uid.as_str());
@@ -179,6 +229,7 @@ impl Worker {
             dns: &self.shared.dns,
             seccomp_default: config.seccomp_default,
             cgroup_root: &config.cgroup_root,
+            user: self.user,
             log_directory: logs.to_string_lossy().into_owned(),
         }
     }

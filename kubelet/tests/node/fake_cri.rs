@@ -30,6 +30,8 @@ pub struct State {
     pub exec_codes: HashMap<String, i32>,
     /// Containers that ignore SIGTERM: they take their whole grace period.
     pub stubborn: bool,
+    /// What the runtime handler announces.
+    pub user_namespaces: bool,
     next: u32,
 }
 
@@ -181,8 +183,16 @@ impl v1::runtime_service_server::RuntimeService for FakeCri {
         let status = v1::RuntimeStatus {
             conditions: vec![good("RuntimeReady"), good("NetworkReady")],
         };
+        let features = v1::RuntimeHandlerFeatures {
+            user_namespaces: self.state.lock().unwrap().user_namespaces,
+            ..Default::default()
+        };
         ok(v1::StatusResponse {
             status: Some(status),
+            runtime_handlers: vec![v1::RuntimeHandler {
+                name: String::new(),
+                features: Some(features),
+            }],
             ..Default::default()
         })
     }

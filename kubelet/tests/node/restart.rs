@@ -2,6 +2,8 @@
 
 use serde_json::json;
 
+use cri_api::v1;
+
 use crate::cluster::{eventually, status, with_cluster};
 
 #[test]
@@ -93,5 +95,84 @@ fn a_drain_leaves_nothing() {
         cluster.stop_kubelet().await;
         assert!(cluster.cri.state.lock().unwrap().sandboxes.is_empty());
         assert!(!cluster.path("kubelet").exists());
+    });
+}
+
+#[test]
+fn pods_without_the_hosts_users_have_ids_of_their_own_and_keep_them() {
+    with_cluster(async |mut cluster| {
+        let spec = json!({"hostUsers": false, "containers": [{"name": "c", "image": "i"}]});
+        cluster.pod("one", spec.clone()).await;
+        // Not before the runtime can.
+        cluster
+            .until_events("one", &["FailedCreatePodSandBox"])
+            .await;
+        assert_eq!(cluster.cri.count("run"), 0);
+        cluster.cri.state.lock().unwrap().user_namespaces = true;
+        cluster.until_running("one").await;
+        cluster.pod("two", spec.clone()).await;
+        cluster
+            .pod("host", json!({"containers": [{"name": "c", "image": "i"}]}))
+            .await;
+        cluster.until_running("two").await;
+        cluster.until_running("host").await;
+
+        let cri = cluster.cri.clone();
+        let ids = |pod: &str| {
+            let of_sandbox = {
+                let state = cri.state.lock().unwrap();
+                let config = state.sandboxes.values().map(|(_, config)| config);
+                let mut ours =
+                    config.filter(|c| c.metadata.as_ref().is_some_and(|m| m.name == pod));
+                let linux = ours.next().expect("a sandbox").linux.clone();
+                let security = linux.expect("linux").security_context;
+                security.expect("a context").namespace_options
+            };
+            let container = cri.config(&cri.running(pod, "c").expect("a container"));
+            let linux = container.linux.expect("linux");
+            let security = linux.security_context.expect("a context");
+            let user = of_sandbox.expect("options").userns_options;
+            let own = security.namespace_options.expect("options").userns_options;
+            assert_eq!(user, own);
+            let user = user?;
+            assert_eq!(user.mode(), v1::NamespaceMode::Pod);
+            assert!(!container.mounts.is_empty());
+            for mount in &container.mounts {
+                assert_eq!(mount.uid_mappings, user.uids);
+                assert_eq!(mount.gid_mappings, user.gids);
+            }
+            Some(user.uids[0])
+        };
+        let (one, two) = (ids("one").expect("ids"), ids("two").expect("ids"));
+        assert_eq!(
+            (one.host_id, one.container_id, one.length),
+            (65_536, 0, 65_536)
+        );
+        assert_eq!(two.host_id, 131_072);
+        assert_eq!(ids("host"), None);
+
+        let first = cluster.cri.running("one", "c").expect("a container");
+        cluster.kill_kubelet();
+        cluster.cri.exit(&first, 1);
+        cluster.start_kubelet(false).await;
+        eventually("it runs again", || {
+            cluster.cri.running("one", "c").is_some()
+        })
+        .await;
+        assert_eq!(ids("one"), Some(one));
+        cluster.pod("three", spec.clone()).await;
+        cluster.until_running("three").await;
+        assert_eq!(ids("three").expect("ids").host_id, 196_608);
+        cluster.delete("two", Some(0)).await;
+        let gone = || cri.state.lock().unwrap().sandboxes.len() == 3;
+        eventually("two is gone", gone).await;
+        let folders = || std::fs::read_dir(cluster.path("kubelet/pods")).map(Iterator::count);
+        eventually("so is its folder", || {
+            folders().is_ok_and(|count| count == 3)
+        })
+        .await;
+        cluster.pod("four", spec).await;
+        cluster.until_running("four").await;
+        assert_eq!(ids("four").expect("ids"), two);
     });
 }
