@@ -1,7 +1,8 @@
 //! The host's ids of pods with `hostUsers: false`: a range for each, which no other pod of the node has.
 //!
 //! A range belongs to a pod as long as the file `userns` lies in the pod's folder, which goes when all else of the pod
-//! is gone. There is no other record: a kubelet that is started again finds every range where it was.
+//! is gone. All ids of the host but the first range are given out; what `/etc/subuid` grants others isn't looked at.
+//! There is no other record: a kubelet that is started again finds every range where it was.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};

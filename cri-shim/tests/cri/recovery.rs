@@ -3,6 +3,7 @@
 use cri_api::v1::*;
 
 use crate::node::{Node, script_config};
+use crate::user_namespaces;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_leaves_its_pods_running_and_its_successor_knows_them() {
@@ -76,9 +77,17 @@ async fn a_killed_server_leaves_its_pods_running_and_its_successor_knows_them() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_killed_in_the_middle_of_anything_leaks_nothing() {
     let mut node = Node::start().await;
-    // Each round kills it a little later into the life of a pod.
-    for round in 0..12_u64 {
-        let config = node.sandbox_config(&format!("round{round}"));
+    // Every other round kills it a little later into the life of a pod, of one with a user namespace too.
+    for round in 0..24_u64 {
+        let (name, script) = (format!("round{round}"), "exec sleep 1000");
+        let (config, container) = if round % 2 == 0 {
+            (node.sandbox_config(&name), script_config("main", script))
+        } else {
+            let options = user_namespaces::options(NamespaceMode::Container);
+            let config = user_namespaces::sandbox_config(&node, &name, options);
+            (config, user_namespaces::container_config("main", script))
+        };
+        let late = (round / 2) * (round / 2) / 2;
         let mut runtime = node.runtime.clone();
         let request = RunPodSandboxRequest {
             config: Some(config.clone()),
@@ -92,7 +101,7 @@ async fn a_server_killed_in_the_middle_of_anything_leaks_nothing() {
                 .pod_sandbox_id;
             let create = CreateContainerRequest {
                 pod_sandbox_id: sandbox.clone(),
-                config: Some(script_config("main", "exec sleep 1000")),
+                config: Some(container),
                 sandbox_config: Some(config),
             };
             let id = runtime
@@ -110,7 +119,7 @@ async fn a_server_killed_in_the_middle_of_anything_leaks_nothing() {
                 .await?;
             Ok::<_, tonic::Status>(())
         });
-        tokio::time::sleep(std::time::Duration::from_millis(round * round / 2)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(late)).await;
         node.kill_and_restart().await;
         let _ = life.await.unwrap();
         let list = node

@@ -21,7 +21,7 @@ fn map(host_id: u32) -> IdMapping {
     }
 }
 
-fn options(pid: NamespaceMode) -> NamespaceOption {
+pub fn options(pid: NamespaceMode) -> NamespaceOption {
     NamespaceOption {
         pid: pid as i32,
         userns_options: Some(UserNamespace {
@@ -33,7 +33,7 @@ fn options(pid: NamespaceMode) -> NamespaceOption {
     }
 }
 
-fn sandbox_config(node: &Node, name: &str, options: NamespaceOption) -> PodSandboxConfig {
+pub fn sandbox_config(node: &Node, name: &str, options: NamespaceOption) -> PodSandboxConfig {
     let mut config = node.sandbox_config(name);
     config.linux.as_mut().unwrap().security_context = Some(LinuxSandboxSecurityContext {
         namespace_options: Some(options),
@@ -42,7 +42,7 @@ fn sandbox_config(node: &Node, name: &str, options: NamespaceOption) -> PodSandb
     config
 }
 
-fn container_config(name: &str, script: &str) -> ContainerConfig {
+pub fn container_config(name: &str, script: &str) -> ContainerConfig {
     let mut config = script_config(name, script);
     security(&mut config).namespace_options = Some(options(NamespaceMode::Container));
     config
