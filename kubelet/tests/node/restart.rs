@@ -102,13 +102,17 @@ fn a_drain_leaves_nothing() {
 fn pods_without_the_hosts_users_have_ids_of_their_own_and_keep_them() {
     with_cluster(async |mut cluster| {
         let spec = json!({"hostUsers": false, "containers": [{"name": "c", "image": "i"}]});
-        cluster.pod("one", spec.clone()).await;
-        // Not before the runtime can.
+        // Not where the runtime can't.
+        cluster.pod("never", spec.clone()).await;
         cluster
-            .until_events("one", &["FailedCreatePodSandBox"])
+            .until_events("never", &["FailedCreatePodSandBox"])
             .await;
         assert_eq!(cluster.cri.count("run"), 0);
+        cluster.delete("never", Some(0)).await;
+        let gone = |pod: Option<&k8s_openapi::api::core::v1::Pod>| pod.is_none();
+        cluster.until("never", gone).await;
         cluster.cri.state.lock().unwrap().user_namespaces = true;
+        cluster.pod("one", spec.clone()).await;
         cluster.until_running("one").await;
         cluster.pod("two", spec.clone()).await;
         cluster
