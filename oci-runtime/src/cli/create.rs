@@ -223,7 +223,11 @@ fn launch_into(
     } else {
         console::own_streams()?
     };
-    let mut launched = launch(&plan, fds, stdio)?;
+    let launched = launch(&plan, fds, stdio).map_err(|error| match &scope {
+        Some(scope) => scope.explain(error),
+        None => error,
+    });
+    let mut launched = launched?;
     tracing::debug!(
         pid = launched.pid,
         cgroup = container.record.cgroup_path,

@@ -4,7 +4,7 @@
 //! the container's first process is cloned into it, as without systemd.
 
 use super::Failure;
-use crate::error::Error;
+use crate::error::{Error, LaunchError};
 use crate::plan::{apply_devices, cgroup_resources, spec_device_rules};
 use crate::state::{Container, Record, UnitRecord};
 use crate::systemd::{self, Manager, Owner, Property, UnitPlan};
@@ -24,6 +24,7 @@ pub(super) struct ScopePlan {
 /// A container's cgroup in its new unit, until its first process is there.
 pub(super) struct Scope {
     pub cgroup: Cgroup,
+    owner: Owner,
     /// `None` for a slice, which may be empty.
     holder: Option<Holder>,
     limits: Resources,
@@ -96,6 +97,7 @@ impl ScopePlan {
         container.save()?;
         let scope = Scope {
             cgroup,
+            owner: self.owner,
             holder,
             limits,
         };
@@ -122,6 +124,19 @@ impl Scope {
         }
         self.cgroup.apply(&limits)?;
         Ok(apply_devices(&self.cgroup, spec)?)
+    }
+
+    /// Says what to do where a user may not move processes from their own cgroup to the unit's.
+    pub fn explain(&self, mut error: LaunchError) -> LaunchError {
+        if self.owner == Owner::User
+            && error.errno == libc::EACCES
+            && error.step == "start the process"
+        {
+            error.cause.push_str(
+                ": this command's cgroup is not one of the user's own systemd; run it below that, as with systemd-run --user",
+            );
+        }
+        error
     }
 
     /// The container's first process is there, or has been: from here on the unit is its alone.
