@@ -10,9 +10,9 @@ $3"; }
 shows() { systemctl show "$@" | sort | tr '\n' ' ' | sed 's/ $//'; }
 gone() { expect "$1 after delete" "$(shows "$1" -p LoadState -p ActiveState)" "ActiveState=inactive LoadState=not-found"; }
 
-mkdir -p /b/rootfs/bin /b/rootfs/proc /b/rootfs/dev /b/rootfs/sys /b/rootfs/tmp
-cp /bin/busybox /b/rootfs/bin/busybox
-for applet in sh sleep cat true echo id; do ln -s busybox /b/rootfs/bin/$applet; done
+[ -n "$1" ] || mkdir -p /b/rootfs/bin /b/rootfs/proc /b/rootfs/dev /b/rootfs/sys /b/rootfs/tmp
+[ -n "$1" ] || cp /bin/busybox /b/rootfs/bin/busybox
+[ -n "$1" ] || for applet in sh sleep cat true echo id; do ln -s busybox /b/rootfs/bin/$applet; done
 
 # bundle ARGS CGROUPSPATH RESOURCES [ANNOTATIONS [NAMESPACES]]
 bundle() { cat > $dir/config.json <<END
@@ -168,6 +168,34 @@ under_podman() {
     held "podman with --cgroup-manager systemd"
 }
 
+# Below a user's own systemd: run again as a service of that, with a word.
+if [ "$1" = rootless ]; then
+    name=rootless dir=/u R="orlop-runtime --systemd-cgroup"
+    bundle "$SLEEP" "" '{"memory":{"limit":67108864},"pids":{"limit":20}}' "" ',{"type":"user"}],"uidMappings":[{"containerID":0,"hostID":1000,"size":1}],"gidMappings":[{"containerID":0,"hostID":1000,"size":1}'
+    $R run -d --bundle $dir a </dev/null || fail run
+    expect "the unit" "$(systemctl --user show runc-a.scope -p MemoryMax -p TasksMax -p ControlGroup | sort | tr '\n' ' ')" \
+        "ControlGroup=$(group $(pid a)) MemoryMax=67108864 TasksMax=20 "
+    $R exec a id </dev/null >/dev/null || fail exec
+    $R update --pids-limit 9 a || fail update
+    expect "the unit after update" "$(systemctl --user show runc-a.scope -p TasksMax)" TasksMax=9
+    $R pause a && $R resume a && $R delete -f a || fail delete
+    expect "the unit after delete" "$(systemctl --user show runc-a.scope -p LoadState)" LoadState=not-found
+    held "a user's container, with the user's systemd"
+    exit 0
+fi
+
+rootless() {
+    mkdir -p /run/user/1000 /u
+    cp -a $dir/rootfs /u/rootfs
+    touch /tmp/user
+    chown -R user /run/user/1000 /u /tmp/user
+    systemctl start user@1000 || fail "the user's systemd"
+    su user -c 'XDG_RUNTIME_DIR=/run/user/1000 systemd-run --quiet --user -p Type=oneshot -p StandardOutput=file:/tmp/user -p StandardError=file:/tmp/user sh /vm/scenario rootless' || fail "a user's container: $(cat /tmp/user)"
+    cat /tmp/user
+    # It has no target to end by.
+    systemctl kill --signal KILL user@1000
+}
+
 dir=/b
 for name in runc orlop-runtime; do
     runtime=/bin/$name weight=100
@@ -176,7 +204,7 @@ for name in runc orlop-runtime; do
     [ $name != runc ] || weight=39
     R="$runtime --systemd-cgroup"
     lifecycle
-    [ $name != orlop-runtime ] || further
+    [ $name != orlop-runtime ] || { further; rootless; }
     under_podman
 done
 cat /proc/uptime
