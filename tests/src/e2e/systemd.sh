@@ -98,7 +98,7 @@ further() {
     bundle '["/nonexistent"]' "" "$NONE"
     for i in 1 2 3 4 5; do
         $R run --bundle $dir bad </dev/null > /tmp/log 2>&1 && fail "no such program"
-        expect "a failed run" "$(cat /tmp/log; ls /run/orlop/runtime)" "exec /nonexistent: no such file or directory"
+        expect "a failed run" "$(cat /tmp/log; ls /run/orlop/runtime)" "error: exec /nonexistent: no such file or directory"
         gone runc-bad.scope
     done
     bundle "$SLEEP" '"cgroupsPath":"/a/b",' "$NONE"
