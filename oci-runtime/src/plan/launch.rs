@@ -2,7 +2,8 @@
 
 use super::devices::plan_devices;
 use super::hooks::{HooksPlan, hook_state, plan_hooks};
-use super::mounts::{self, MountContext, parse_rootfs_propagation};
+use super::mount_options::parse_rootfs_propagation;
+use super::mounts::{self, MountContext};
 use super::namespaces::plan_namespaces;
 use super::process::{plan_containers_own, plan_process, session_keyring, setgroups_allowed};
 use super::{CgroupPlan, FdList, LaunchPlan, NamespacePlan, RootfsPlan};

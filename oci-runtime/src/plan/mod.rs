@@ -2,9 +2,11 @@
 
 mod bind_flags;
 mod cgroup;
+mod cgroup_mounts;
 mod devices;
 mod hooks;
 mod launch;
+mod mount_options;
 mod mounts;
 mod namespaces;
 mod process;
@@ -14,7 +16,7 @@ mod types;
 
 pub use cgroup::CgroupPlan;
 pub use launch::{LaunchResources, Rootfs, plan_launch};
-pub(crate) use mounts::MOUNT_OPTIONS;
+pub(crate) use mount_options::MOUNT_OPTIONS;
 pub(crate) use namespaces::plan_user_mapping;
 pub(crate) use process::plan_exec_below;
 #[cfg(any(test, feature = "fuzzing"))]
