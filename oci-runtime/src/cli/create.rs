@@ -294,11 +294,9 @@ fn prepare_cgroup(container: &mut Container, spec: &Spec) -> Result<Option<Cgrou
 
 /// The group of `linux.intelRdt`; the record names what is this container's before it is made.
 fn make_resctrl(container: &mut Container, spec: &Spec) -> Result<Option<OwnedFd>, Failure> {
-    let linux = spec.linux().as_ref();
-    let Some(rdt) = linux.and_then(|linux| linux.intel_rdt().as_ref()) else {
+    let Some(group) = resctrl::Group::of(spec, &container.record.id)? else {
         return Ok(None);
     };
-    let group = resctrl::Group::read(rdt, &container.record.id, &resctrl::mounted()?)?;
     group.check_free()?;
     container.record.resctrl.clone_from(&group.own);
     container.save()?;

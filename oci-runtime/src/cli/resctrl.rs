@@ -23,7 +23,7 @@ pub(super) struct Group {
 }
 
 /// The host's `resctrl` mount.
-pub(super) fn mounted() -> Result<PathBuf, Failure> {
+fn mounted() -> Result<PathBuf, Failure> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")
         .map_err(|error| Failure::other(format!("read /proc/self/mountinfo: {error}")))?;
     // "… MOUNTPOINT OPTIONS [TAGS] - TYPE SOURCE …", with spaces and the like as octal numbers.
@@ -48,8 +48,17 @@ pub(super) fn mounted() -> Result<PathBuf, Failure> {
 }
 
 impl Group {
+    /// That of a container, if it asks for one.
+    pub(super) fn of(spec: &Spec, id: &str) -> Result<Option<Self>, Failure> {
+        let linux = spec.linux().as_ref();
+        let Some(rdt) = linux.and_then(|linux| linux.intel_rdt().as_ref()) else {
+            return Ok(None);
+        };
+        Self::read(rdt, id, &mounted()?).map(Some)
+    }
+
     /// What a container asks for, below `root`.
-    pub(super) fn read(rdt: &LinuxIntelRdt, id: &str, root: &Path) -> Result<Self, Failure> {
+    fn read(rdt: &LinuxIntelRdt, id: &str, root: &Path) -> Result<Self, Failure> {
         let bad = |field: &str, why: &str| Failure::other(format!("{FIELD}.{field}: {why}"));
         let class = rdt.clos_id().as_deref().filter(|class| !class.is_empty());
         let dir = match class {
@@ -189,11 +198,8 @@ fn no_newline(line: &str) -> Result<(), &'static str> {
 
 /// What another process of a container needs to be in its group.
 pub(super) fn join(spec: &Spec, id: &str) -> Result<Option<OwnedFd>, Failure> {
-    let linux = spec.linux().as_ref();
-    let Some(rdt) = linux.and_then(|linux| linux.intel_rdt().as_ref()) else {
-        return Ok(None);
-    };
-    open(Group::read(rdt, id, &mounted()?)?.joined()).map(Some)
+    let group = Group::of(spec, id)?;
+    group.map(|group| open(group.joined())).transpose()
 }
 
 /// Opens a group for processes that join it.

@@ -25,6 +25,14 @@ fn node_of(kind: Kind) -> Namespace {
     node
 }
 
+/// An API with one Service of so many endpoints.
+fn web(endpoints: u8) -> Api {
+    let api = Api::default();
+    api.apply(service(WEB));
+    api.apply(slice(&pods(endpoints)));
+    api
+}
+
 /// The rules of both families, but for what says when they were read.
 fn saved(node: &Namespace) -> String {
     let text = node.command("iptables-save; ip6tables-save");
@@ -243,9 +251,7 @@ fn rules_that_somebody_flushed_come_back() {
 #[test]
 fn another_programs_rule_that_holds_a_chain_holds_up_no_change() {
     let node = node_of(Kind::Iptables);
-    let api = Api::default();
-    api.apply(service(WEB));
-    api.apply(slice(&pods(1)));
+    let api = web(1);
     let running = start(&api, &node, Kind::Iptables.config());
     let text = saved(&node);
     let (_, chain) = text
@@ -268,9 +274,7 @@ fn another_programs_rule_that_holds_a_chain_holds_up_no_change() {
 #[test]
 fn a_service_that_is_refused_keeps_no_other_out_and_is_tried_again() {
     let node = node_of(Kind::Iptables);
-    let api = Api::default();
-    api.apply(service(WEB));
-    api.apply(slice(&pods(1)));
+    let api = web(1);
     let running = start(&api, &node, Kind::Iptables.config());
     let text = saved(&node);
     let (_, chain) = text.split_once("-A KUBE-SVC-").expect("a chain");
@@ -446,9 +450,7 @@ fn served(local: &watch::Receiver<LocalEndpoints>) -> Vec<IpAddr> {
 #[test]
 fn the_nodes_own_endpoints_are_told_while_they_get_traffic() {
     let node = node_of(Kind::Iptables);
-    let api = Api::default();
-    api.apply(service(WEB));
-    api.apply(slice(&pods(2)));
+    let api = web(2);
     let config = Kind::Iptables.config();
     let local = config.local_endpoints();
     let running = start(&api, &node, config);
