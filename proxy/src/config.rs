@@ -193,15 +193,18 @@ impl Config {
     pub(crate) fn report_local_endpoints(&self, endpoints: &BTreeSet<IpAddr>) {
         let now = Instant::now();
         self.local_endpoints.send_if_modified(|told| {
-            let known = told.clone();
+            told.retain(|_, left| left.is_none_or(|at| now.duration_since(at) < LEFT_TOLD));
+            let mut changed = false;
             for (address, left) in told.iter_mut() {
-                if !endpoints.contains(address) {
-                    left.get_or_insert(now);
+                if left.is_none() && !endpoints.contains(address) {
+                    *left = Some(now);
+                    changed = true;
                 }
             }
-            told.retain(|_, left| left.is_none_or(|at| now.duration_since(at) < LEFT_TOLD));
-            told.extend(endpoints.iter().map(|address| (*address, None)));
-            *told != known
+            for address in endpoints {
+                changed |= told.insert(*address, None) != Some(None);
+            }
+            changed
         });
     }
 
